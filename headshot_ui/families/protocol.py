@@ -1,0 +1,159 @@
+"""What the rest of the program asks of a family of base models, and nothing more.
+
+A family is one file in this package with a module-level ``FAMILY``. It knows no gradio,
+no job and no output path. Shapes: B batch, C channels, H height, W width (pixels for
+images, latent cells for latents).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from headshot_ui.settings import Settings
+
+
+@dataclass(frozen=True)
+class BaseDefaults:
+    """Settings of a base model that a beginner never touches. Stored in its ``base.json``."""
+
+    sampling_steps: int = 30
+    guidance_scale: float = 5.0
+    train_steps: int = 1000
+    batch_size: int = 1
+    rank: int = 32
+    learning_rate: float = 1e-4
+    min_snr_gamma: float | None = None
+    checkpoint_every: int = 250
+    sample_every: int = 250
+    trigger: str = "tok"
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """One base model on this machine that a person can choose with ``--base``."""
+
+    id: str  # e.g. "demo-sdxl"
+    family: str  # e.g. "sdxl"
+    title: str  # e.g. "Demo (draws cartoons)"
+    folder: Path  # diffusers layout
+    licence: str
+    note: str  # one plain sentence shown in the app
+    size_px: int  # native side of the square picture
+    demo: bool = False
+    defaults: BaseDefaults = field(default_factory=BaseDefaults)
+
+
+#: Encoded prompts as named tensors whose first dimension is the prompt. SDXL: "prompt_embeds" (B, 77, D)
+#: and "pooled_prompt_embeds" (B, P). On the CPU unless said otherwise; can be saved with safetensors.
+PromptEmbeds = Mapping[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One micro-batch, all on the training device."""
+
+    latents: torch.Tensor  # (B, C, H, W) float32, scaled as the denoiser expects
+    embeds: PromptEmbeds  # first dimension B
+    original_sizes: Sequence[tuple[int, int]]  # (height, width) in pixels before resizing
+    crops: Sequence[tuple[int, int]]  # (top, left) in pixels after resizing
+
+
+@dataclass(frozen=True)
+class DenoiseRequest:
+    """One staged stretch of denoising for a batch of pictures."""
+
+    embeds: PromptEmbeds  # first dimension B
+    negative_embeds: PromptEmbeds  # first dimension B
+    seeds: Sequence[int]  # one per picture; the same seed gives the same picture in any batch
+    steps: int
+    guidance_scale: float
+    height: int  # pixels
+    width: int  # pixels
+
+
+@dataclass(frozen=True)
+class DenoiseStep:
+    """What a denoising generator yields after each step."""
+
+    step: int  # 1-based
+    total: int
+    latents: torch.Tensor  # (B, C, H, W)
+
+
+class LoadedBase(Protocol):
+    """A base model in memory. Only the engine's worker thread touches it."""
+
+    info: BaseInfo
+
+    # --- words -----------------------------------------------------------------
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """Words of ``text`` the text encoders have never seen (small vocabularies only)."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
+        """Encode prompts; "" gives the unconditional embedding (zeros where the model was trained so)."""
+
+    # --- pictures ----------------------------------------------------------------
+    def encode_images(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w) float32; mean of the posterior without generator."""
+
+    def decode_latents(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Scaled latents to RGB pictures."""
+
+    def preview(self, latents: torch.Tensor) -> list[Image.Image]:
+        """A rough, cheap look at unfinished latents."""
+
+    # --- denoising ---------------------------------------------------------------
+    def denoise(self, request: DenoiseRequest) -> Iterator[DenoiseStep]:
+        """Yield after each step; the caller may stop iterating at any time without harm."""
+
+    # --- LoRA --------------------------------------------------------------------
+    def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
+        """Put a fresh fp32 LoRA on the denoiser and return its parameters in a fixed order."""
+
+    def training_loss(self, batch: TrainBatch, generator: torch.Generator, min_snr_gamma: float | None,
+                      prior_count: int = 0, prior_weight: float = 1.0) -> torch.Tensor:
+        """Scalar fp32 loss; noise and timesteps come from ``generator`` (a CPU generator).
+
+        The last ``prior_count`` items of the batch are class pictures of prior preservation.
+        """
+
+    def trainable_lora_state(self) -> dict[str, torch.Tensor]:
+        """The LoRA being trained, fp32 on the CPU, in diffusers' layout (``unet.….lora_A.weight``)."""
+
+    def set_trainable_lora_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put a saved state back, exactly."""
+
+    def save_lora(self, path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+        """Write a LoRA that diffusers loads with the same effect, atomically."""
+
+    def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
+        """Make exactly these LoRAs with these weights active; () leaves the base bit-equal to before.
+
+        Raises ModelError when a file is damaged or was made for another family or size.
+        """
+
+    # --- memory ------------------------------------------------------------------
+    def keep(self, parts: frozenset[str]) -> None:
+        """Have only these parts ("text", "vae", "denoiser") on the device; others go to the CPU or away."""
+
+    def release(self) -> None:
+        """Drop everything; the object is of no use afterwards."""
+
+
+class Family(Protocol):
+    """A kind of base model."""
+
+    id: str
+
+    def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
+        """Base models of this family found under ``settings.models_dir`` (``<folder>/base.json``)."""
+
+    def load(self, info: BaseInfo, settings: Settings) -> LoadedBase:
+        """Read the model. Raises ModelError naming the file that is missing or damaged."""

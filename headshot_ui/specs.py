@@ -1,0 +1,172 @@
+"""Requests: frozen, valid once built, JSON both ways. Saved beside whatever they made.
+
+``None`` in a field means "the base model's own default" and is filled in by ``resolve`` of
+the stage that runs it, so that the saved spec is always complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Self
+
+from headshot_ui.errors import SpecError
+
+_PERSON = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+
+
+def check_person(name: str) -> None:
+    """Raise SpecError unless ``name`` can be a folder on every system: 1-40 of a-z, 0-9, - and _."""
+    if not _PERSON.fullmatch(name):
+        raise SpecError("person", f"“{name}” cannot be used as a name: use 1 to 40 small letters, digits, - or _.")
+
+
+def _between(field: str, value: float | None, low: float, high: float, what: str) -> None:
+    if value is not None and not (low <= value <= high):
+        raise SpecError(field, f"{what} is {value}; it must be from {low:g} to {high:g}.")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shared JSON round trip of all requests."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict with only JSON types; tuples become lists."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Rebuild from ``to_json``. Raises SpecError for an unknown field or a wrong value."""
+        hints = typing.get_type_hints(cls)
+        for name in data:
+            if name not in hints:
+                raise SpecError(name, f"“{name}” is not a setting of {cls.__name__}; remove it.")
+        try:
+            return cls(**{name: _as_declared(hints[name], value) for name, value in data.items()})
+        except TypeError as error:
+            raise SpecError("", f"{cls.__name__} cannot be read: {error}.") from error
+
+
+def _as_declared(declared: Any, value: Any) -> Any:
+    """JSON has lists only; fields declared as tuples get tuples back."""
+    options = typing.get_args(declared) if typing.get_origin(declared) in (types.UnionType, typing.Union) else (declared,)
+    if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
+        return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    return value
+
+
+@dataclass(frozen=True)
+class PrepareSpec(Spec):
+    """Photos → checked, cropped, captioned dataset."""
+
+    person: str
+    photos: tuple[str, ...]  # files, folders or zip archives
+    base: str  # decides crop size and caption vocabulary
+    trigger: str | None = None
+    class_word: str = "person"
+    held_out: int | None = None  # photos kept back to measure likeness; None: 2 of ten or more, else 1, 0 below 5
+
+    def __post_init__(self) -> None:
+        check_person(self.person)
+        if not self.photos:
+            raise SpecError("photos", "No photos were given: add about twelve photos of one person.")
+        _between("held_out", self.held_out, 0, 50, "The number of held-out photos")
+        if self.trigger is not None and not re.fullmatch(r"[A-Za-z0-9]{1,20}", self.trigger):
+            raise SpecError("trigger", "The trigger word must be 1 to 20 letters or digits without spaces.")
+
+
+@dataclass(frozen=True)
+class TrainSpec(Spec):
+    """Dataset → LoRA."""
+
+    person: str
+    base: str
+    run: str | None = None  # folder name of the run; None makes a new one
+    steps: int | None = None  # optimizer steps
+    rank: int | None = None
+    alpha: float | None = None  # None: equal to rank
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    min_snr_gamma: float | None = None
+    caption_dropout: float = 0.05
+    prior_preservation: bool = False
+    prior_weight: float = 1.0
+    class_pictures: int = 50
+    seed: int = 0
+    checkpoint_every: int | None = None
+    sample_every: int | None = None
+
+    def __post_init__(self) -> None:
+        check_person(self.person)
+        _between("steps", self.steps, 1, 100_000, "The number of steps")
+        _between("rank", self.rank, 1, 256, "The LoRA rank")
+        _between("alpha", self.alpha, 0.01, 512, "The LoRA alpha")
+        _between("learning_rate", self.learning_rate, 1e-7, 1.0, "The learning rate")
+        _between("batch_size", self.batch_size, 1, 64, "The batch size")
+        _between("gradient_accumulation", self.gradient_accumulation, 1, 128, "Gradient accumulation")
+        _between("min_snr_gamma", self.min_snr_gamma, 0.1, 100, "Min-SNR gamma")
+        _between("caption_dropout", self.caption_dropout, 0, 1, "Caption dropout")
+        _between("prior_weight", self.prior_weight, 0, 100, "The weight of prior preservation")
+        _between("class_pictures", self.class_pictures, 1, 1000, "The number of class pictures")
+        _between("checkpoint_every", self.checkpoint_every, 1, 100_000, "Steps between checkpoints")
+        _between("sample_every", self.sample_every, 1, 100_000, "Steps between samples")
+
+
+@dataclass(frozen=True)
+class GenerateSpec(Spec):
+    """Preset or prompt × seeds → pictures. Written whole into every PNG it makes."""
+
+    person: str
+    base: str
+    presets: tuple[str, ...] = ()  # ids; with an empty prompt and no presets: every headshot preset
+    prompt: str = ""  # free text; "{subject}" is replaced by trigger and class word
+    negative_prompt: str | None = None
+    count: int = 4  # pictures per preset (or of the prompt)
+    seed: int = 0  # picture i of the whole request uses seed + i
+    steps: int | None = None
+    guidance_scale: float | None = None
+    lora: str | None = None  # run folder name, path of a .safetensors file, "latest" or None for the bare base
+    lora_scale: float = 1.0
+    width: int | None = None
+    height: int | None = None
+    keep_best: int | None = None  # None keeps all
+
+    def __post_init__(self) -> None:
+        check_person(self.person)
+        _between("count", self.count, 1, 512, "The number of pictures")
+        _between("seed", self.seed, 0, 2**63 - 1, "The seed")
+        _between("steps", self.steps, 1, 500, "The number of sampling steps")
+        _between("guidance_scale", self.guidance_scale, 1, 30, "The guidance scale")
+        _between("lora_scale", self.lora_scale, -2, 3, "The LoRA strength")
+        _between("keep_best", self.keep_best, 1, 512, "The number of pictures to keep")
+        for field in ("width", "height"):
+            value = getattr(self, field)
+            _between(field, value, 64, 2048, f"The {field}")
+            if value is not None and value % 64:
+                raise SpecError(field, f"The {field} is {value}; it must be a multiple of 64.")
+
+
+@dataclass(frozen=True)
+class HeadshotsSpec(Spec):
+    """All of it: photos in, ranked headshots out."""
+
+    prepare: PrepareSpec
+    train: TrainSpec
+    generate: GenerateSpec
+
+    def __post_init__(self) -> None:
+        if not (self.prepare.person == self.train.person == self.generate.person):
+            raise SpecError("person", "Preparing, training and generating must be for the same person.")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(
+            PrepareSpec.from_json(data["prepare"]),
+            TrainSpec.from_json(data["train"]),
+            GenerateSpec.from_json(data["generate"]),
+        )
