@@ -1,0 +1,1 @@
+"""Draws a world of cartoon people and trains the demo models from it."""
