@@ -16,7 +16,7 @@ class Face:
     """One face found in a picture, in pixels of that picture."""
 
     box: tuple[float, float, float, float]  # left, top, right, bottom
-    landmarks: tuple[tuple[float, float], ...]  # five: left eye, right eye, nose, left and right mouth corner (image left first)
+    landmarks: tuple[tuple[float, float], ...]  # five, image left first: two eyes, nose, two mouth corners
     score: float  # 0 to 1
 
 

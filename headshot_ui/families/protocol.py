@@ -124,6 +124,9 @@ class LoadedBase(Protocol):
         The last ``prior_count`` items of the batch are class pictures of prior preservation.
         """
 
+    def checkpoint_gradients(self, enabled: bool) -> None:
+        """Train with less memory and more time: activations are computed twice instead of kept. Off at first."""
+
     def trainable_lora_state(self) -> dict[str, torch.Tensor]:
         """The LoRA being trained, fp32 on the CPU, in diffusers' layout (``unet.….lora_A.weight``)."""
 

@@ -1,0 +1,46 @@
+"""generate: presets or a prompt in, ranked pictures out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.output import print_json
+from headshot_ui.commands.spec_options import DEFAULT_BASE, add_spec_options, build_spec
+from headshot_ui.specs import GenerateSpec
+
+if TYPE_CHECKING:
+    from headshot_ui.generation.runner import GenerateResult
+
+NAME = "generate"
+SUMMARY = "draw headshots of a person with a trained LoRA"
+EXAMPLES = """examples:
+  generate --person anna                                  every preset, with the latest LoRA
+  generate --person anna --presets navy-suit --count 8 --keep-best 3
+  generate --person anna --prompt "portrait of {subject} in a green park"
+  generate --person anna --lora none --seed 7 --json      the bare base model"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_spec_options(parser, GenerateSpec, defaults={"base": DEFAULT_BASE, "lora": "latest"})
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    lora = None if args.lora.lower() == "none" else args.lora
+    result = run_alone(context, build_spec(GenerateSpec, args, lora=lora))
+    if context.as_json:
+        print_json(result)
+    else:
+        print("\n".join(picture_lines(result)))
+    return 0
+
+
+def picture_lines(result: GenerateResult) -> Sequence[str]:
+    """One line per picture, best first, with its likeness where it was measured."""
+    lines = []
+    for picture in result.pictures:
+        percent = picture.likeness.percent if picture.likeness is not None else None
+        lines.append(f"  {'  -  ' if percent is None else f'{percent:4.0f} %'}  {picture.preset:<24} {picture.path}")
+    return [f"{len(lines)} pictures, most alike first:", *lines]

@@ -1,0 +1,44 @@
+"""headshots: photos in, ranked headshots out; preparing, training and generating in one go."""
+
+from __future__ import annotations
+
+import argparse
+
+from headshot_ui.commands.generate import picture_lines
+from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.output import print_json
+from headshot_ui.commands.prepare import dataset_lines
+from headshot_ui.commands.spec_options import DEFAULT_BASE, HELP, add_spec_options, build_spec
+from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
+
+NAME = "headshots"
+SUMMARY = "all of it: photos in, ranked headshots out"
+EXAMPLES = """examples:
+  headshots ~/Pictures/me --person anna
+  headshots album.zip --person anna --count 8 --keep-best 12 --json"""
+
+_SHARED = frozenset({"person", "base", "seed"})
+_TRAIN_NAMES = {"steps": "train_steps"}
+_GENERATE_NAMES = {"steps": "sampling_steps"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", nargs="+", metavar="PHOTOS", help=HELP[PrepareSpec]["photos"])
+    add_spec_options(parser, PrepareSpec, skip=frozenset({"photos"}), defaults={"base": DEFAULT_BASE})
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same training and pictures")
+    add_spec_options(parser.add_argument_group("training"), TrainSpec, _SHARED | {"run"}, _TRAIN_NAMES)
+    add_spec_options(parser.add_argument_group("pictures"), GenerateSpec, _SHARED | {"lora"}, _GENERATE_NAMES)
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    spec = HeadshotsSpec(
+        build_spec(PrepareSpec, args),
+        build_spec(TrainSpec, args, _TRAIN_NAMES),
+        build_spec(GenerateSpec, args, _GENERATE_NAMES, lora="latest"),
+    )
+    result = run_alone(context, spec)
+    if context.as_json:
+        print_json(result)
+    else:
+        print("\n".join([*dataset_lines(result.dataset), *picture_lines(result.generated)]))
+    return 0

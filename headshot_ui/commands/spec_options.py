@@ -1,0 +1,144 @@
+"""Fields of a request (``specs.py``) become command-line options, so that no option is written twice."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from headshot_ui.specs import GenerateSpec, PrepareSpec, Spec, TrainSpec
+
+#: Without --base; the demo model ships with the program, so it is always there.
+DEFAULT_BASE = "demo-sdxl"
+
+SpecType = TypeVar("SpecType", bound=Spec)
+
+#: Help of every field, for people. A test fails when a field has none.
+HELP: dict[type[Spec], dict[str, str]] = {
+    PrepareSpec: {
+        "person": "name of the person: small letters, digits, - and _ (becomes a folder under outputs/people)",
+        "photos": "photos, folders or .zip archives with photos of one person",
+        "base": "base model the photos are prepared for",
+        "trigger": "word that will stand for this person in prompts (default: the base model's own)",
+        "class_word": "plain noun for the person",
+        "held_out": "photos kept out of training to measure likeness (default: 2 of ten or more, else 1, 0 below 5)",
+    },
+    TrainSpec: {
+        "person": "name of the person whose prepared photos are learned",
+        "base": "base model to train on",
+        "run": "name of an unfinished run to continue (default: begin a new one)",
+        "steps": "training steps",
+        "rank": "size of the LoRA: more can hold more detail and learns by heart more easily",
+        "alpha": "strength the LoRA is trained at (default: equal to the rank)",
+        "learning_rate": "how far each step goes",
+        "batch_size": "photos per step",
+        "gradient_accumulation": "batches added up before each step: a larger batch in the same memory",
+        "gradient_checkpointing": "use less memory and more time",
+        "min_snr_gamma": "cap on the weight of nearly noiseless steps",
+        "caption_dropout": "share of steps trained without a caption",
+        "prior_preservation": "also train on generated pictures of other people, against forgetting them",
+        "prior_weight": "weight of those pictures",
+        "class_pictures": "number of those pictures",
+        "seed": "same seed, same training",
+        "checkpoint_every": "steps between two checkpoints",
+        "sample_every": "steps between two sample pictures",
+    },
+    GenerateSpec: {
+        "person": "name of the person",
+        "base": "base model that draws",
+        "presets": "ids of headshot presets (default: all of them, unless there is a prompt)",
+        "prompt": "your own words; {subject} stands for the person",
+        "negative_prompt": "what should not be in the picture",
+        "count": "pictures per preset, or of the prompt",
+        "seed": "picture number i is drawn with this seed plus i",
+        "steps": "sampling steps per picture",
+        "guidance_scale": "how strictly the prompt is followed",
+        "lora": "name of a training run, path of a .safetensors file, or latest; none is the bare base model",
+        "lora_scale": "strength of the LoRA",
+        "width": "width in pixels, a multiple of 64",
+        "height": "height in pixels, a multiple of 64",
+        "keep_best": "keep only this many, the most alike (default: keep all)",
+    },
+}
+
+#: Fields whose None means "as the base model was made for".
+_BASE_DECIDES = frozenset(
+    {
+        *("steps", "rank", "learning_rate", "batch_size", "min_snr_gamma", "checkpoint_every", "sample_every"),
+        *("negative_prompt", "guidance_scale", "width", "height"),
+    }
+)
+
+
+def add_spec_options(
+    parser: argparse._ActionsContainer,
+    spec: type[Spec],
+    skip: frozenset[str] = frozenset(),
+    rename: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Add one option per field of ``spec``; ``rename`` maps a field to another option name (with underscores)."""
+    hints = typing.get_type_hints(spec)
+    for field in dataclasses.fields(spec):
+        if field.name in skip:
+            continue
+        name = (rename or {}).get(field.name, field.name)
+        given = dict(defaults or {})
+        required = field.name not in given and field.default is dataclasses.MISSING
+        default = given.get(field.name, None if required else field.default)
+        text = HELP[spec][field.name] + _default_text(field.name, default, required)
+        flag = "--" + name.replace("_", "-")
+        if hints[field.name] is bool:
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=default, help=text)
+            continue
+        more: dict[str, Any] = {"nargs": "+"} if _is_tuple(hints[field.name]) else {}
+        parser.add_argument(
+            flag, dest=name, required=required, default=default, help=text.replace("%", "%%"),
+            type=_value_type(hints[field.name]), metavar=_metavar(hints[field.name]), **more,
+        )  # fmt: skip
+
+
+def build_spec(
+    spec: type[SpecType], args: argparse.Namespace, rename: Mapping[str, str] | None = None, **fixed: Any
+) -> SpecType:
+    """The request the options ask for; ``fixed`` fields win over options. Raises SpecError (exit code 2)."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(spec):
+        name = (rename or {}).get(field.name, field.name)
+        if field.name in fixed:
+            values[field.name] = fixed[field.name]
+        elif hasattr(args, name):
+            value = getattr(args, name)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    return spec(**values)
+
+
+def _default_text(name: str, default: Any, required: bool) -> str:
+    if required or isinstance(default, (bool, tuple)) or default == "":
+        return ""
+    if default is None:
+        return " (default: as the base model was made for)" if name in _BASE_DECIDES else ""
+    return f" (default: {default})"
+
+
+def _members(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return [option for option in typing.get_args(hint) if option is not type(None)]
+    return [hint]
+
+
+def _is_tuple(hint: Any) -> bool:
+    return any(typing.get_origin(option) is tuple for option in _members(hint))
+
+
+def _value_type(hint: Any) -> type:
+    return str if _is_tuple(hint) else _members(hint)[0]
+
+
+def _metavar(hint: Any) -> str:
+    if _is_tuple(hint):
+        return "NAME"
+    return {int: "N", float: "X", str: "TEXT"}[_value_type(hint)]

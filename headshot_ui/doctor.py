@@ -1,0 +1,217 @@
+"""What this computer can run, and what is missing: facts and advice, nothing printed, nothing changed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headshot_ui.errors import HeadshotError
+from headshot_ui.store import free_bytes, readable_bytes
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+    from headshot_ui.settings import Settings
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
+# The demo is made for 8 GB machines, which report a little less than that.
+RAM_NEEDED_BYTES = 7 * 2**30
+DISK_NEEDED_BYTES = 2 * 2**30  # photos, a run with its checkpoints and some hundred pictures
+WHOLE_COPY = "Get a complete copy of the program."
+MEND = "Delete the folder .venv beside app.py and start again: set-up makes it anew."
+
+#: What the demo needs below the models folder, and what to call it.
+DEMO_FILES = {
+    "demo base": "demo/sdxl/base.json",
+    "demo face detector": "demo/detector/retinaface_mobile025.safetensors",
+    "demo recogniser": "demo/recogniser/recogniser.safetensors",
+    "demo strangers": "demo/recogniser/gallery.safetensors",
+    "demo photos": "demo/people/robin/*.jpg",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    ok: bool | None  # None: it works, and there is something worth knowing
+    detail: str  # what was found
+    advice: str = ""  # what to do; "" when all is well
+
+
+def examine(settings: Settings) -> list[Check]:
+    """Look at everything a job needs. Raises nothing: what cannot be found out is a check that failed."""
+    return [
+        check_python(),
+        check_packages(settings.root / "requirements.txt"),
+        check_device(settings),
+        check_memory(),
+        check_disk(settings.outputs_dir),
+        check_writable(settings.outputs_dir),
+        *check_bases(settings),
+        *check_demo_files(settings.models_dir),
+    ]
+
+
+def check_python() -> Check:
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    good = OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON
+    return Check("Python", good, detail, "" if good else "Start app.py with Python 3.11, 3.12 or 3.13.")
+
+
+# --- packages -----------------------------------------------------------------------------------
+
+
+def check_packages(lock: Path) -> Check:
+    """Compare what is installed with the lock, without importing any of it."""
+    from packaging.version import Version
+
+    try:
+        wanted = list(read_lock(lock))
+    except (OSError, ValueError) as error:
+        return Check("packages", False, f"{lock} cannot be read ({error})", WHOLE_COPY)
+    missing, other = [], []
+    for requirement in wanted:
+        try:
+            present = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(requirement.name)
+            continue
+        # torch from PyTorch's own index is "2.15.0+cpu" where the lock says "2.15.0".
+        if not requirement.specifier.contains(Version(present).public, prereleases=True):
+            other.append(f"{requirement.name} {present} instead of {str(requirement.specifier).lstrip('=')}")
+    if missing:
+        return Check("packages", False, f"not installed: {', '.join(missing)}", MEND)
+    if other:
+        return Check("packages", None, f"not the tested versions: {', '.join(other)}", MEND)
+    return Check("packages", True, f"all {len(wanted)} as tested")
+
+
+def read_lock(lock: Path) -> Iterator[Requirement]:
+    """What the lock asks for on this machine. Raises OSError, or ValueError for a line that is no requirement.
+
+    A torch with a local version ("+cpu", "+cu130") came from PyTorch's own index, with its own NVIDIA libraries or
+    with none, so the lock's are not asked for then.
+    """
+    from packaging.requirements import Requirement
+
+    own_build = "+" in (_version("torch") or "")
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        text = line.split(" #")[0].strip()
+        if not text or text.startswith("#"):
+            continue
+        requirement = Requirement(text)
+        belongs_to_torch = requirement.name.startswith(("nvidia-", "cuda-", "triton"))
+        if (requirement.marker is None or requirement.marker.evaluate()) and not (own_build and belongs_to_torch):
+            yield requirement
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+def check_device(settings: Settings) -> Check:
+    """What torch computes on and how much memory that has; imports torch."""
+    try:
+        device, dtype = settings.device, settings.dtype
+        memory_bytes, title = _device_memory(device)
+    except HeadshotError as error:
+        return Check("device", False, "not usable", str(error))
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return Check("device", False, f"torch does not work: {error}", MEND)
+    limit = f", of which {readable_bytes(settings.vram_limit_bytes)} may be used" if settings.vram_limit_bytes else ""
+    if device != "cpu":
+        return Check("device", True, f"{title} with {readable_bytes(memory_bytes)}{limit}, computing in {dtype}")
+    detail = f"no GPU in use: {os.cpu_count()} CPU cores, computing in {dtype}"
+    if shutil.which("nvidia-smi") and settings.wanted_device != "cpu":
+        advice = f"There is an NVIDIA driver, but torch cannot use it: bring the driver up to date, then {MEND.lower()}"
+        return Check("device", None, detail, advice)
+    return Check("device", True, detail)
+
+
+def _device_memory(device: str) -> tuple[int, str]:
+    """Bytes of the device's own memory, and its name."""
+    import torch
+
+    if device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        return card.total_memory, card.name
+    if device == "mps":
+        return torch.mps.recommended_max_memory(), "Apple GPU"
+    return 0, "CPU"
+
+
+def check_memory() -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    detail = f"{readable_bytes(memory.total)}, {readable_bytes(memory.available)} of it free"
+    if memory.total < RAM_NEEDED_BYTES:
+        return Check("memory", None, detail, "The demo is made for 8 GB: close other programs while it runs.")
+    return Check("memory", True, detail)
+
+
+def check_disk(outputs: Path) -> Check:
+    try:
+        free = free_bytes(outputs)
+    except (HeadshotError, OSError) as error:
+        return Check("disk", False, f"{outputs} cannot be looked at", str(error))
+    advice = "" if free >= DISK_NEEDED_BYTES else f"Make room there: have {readable_bytes(DISK_NEEDED_BYTES)} free."
+    return Check("disk", not advice, f"{readable_bytes(free)} free at {outputs}", advice)
+
+
+def check_writable(outputs: Path) -> Check:
+    place = next((folder for folder in (outputs, *outputs.parents) if folder.is_dir()), outputs)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        advice = "Name another folder with --outputs or HEADSHOT_UI_OUTPUTS."
+        return Check("outputs", False, f"{place} cannot be written ({error.strerror})", advice)
+    return Check("outputs", True, f"{outputs} can be written")
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def check_bases(settings: Settings) -> list[Check]:
+    """Every base model a person can choose, and every one that is damaged."""
+    from headshot_ui import families
+    from headshot_ui.families.bases import damaged_base_files
+
+    try:
+        bases, damaged = families.all_bases(settings), damaged_base_files(settings)
+    except (HeadshotError, OSError) as error:
+        return [Check("base models", False, "they cannot be read", str(error))]
+    checks = [Check(f"base {base.id}", True, f"{base.title}, {base.size_px} px. {base.note}") for base in bases]
+    for file in damaged:
+        checks.append(Check("base models", False, f"{file} cannot be read", "Install this base model again."))
+    if not checks:
+        advice = f"{WHOLE_COPY} Or name the folder with --models or HEADSHOT_UI_MODELS."
+        checks.append(Check("base models", False, f"none found in {settings.models_dir}", advice))
+    return checks
+
+
+def check_demo_files(models: Path) -> list[Check]:
+    """The files of the demo, one check each."""
+    checks = []
+    for name, pattern in DEMO_FILES.items():
+        found = [path for path in models.glob(pattern) if path.is_file() and path.stat().st_size]
+        detail = f"{len(found)} files" if len(found) > 1 else f"{models / pattern} is {'there' if found else 'missing'}"
+        checks.append(Check(name, bool(found), detail, "" if found else WHOLE_COPY))
+    return checks

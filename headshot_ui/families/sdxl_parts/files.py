@@ -1,0 +1,99 @@
+"""Is a folder in diffusers layout complete? Asked before loading, because loaders mind too little.
+
+Without ``tokenizer.json`` transformers builds an empty tokenizer and draws nonsense; without weights
+diffusers looks for pickles; missing tensors are filled with random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from headshot_ui.errors import ModelError
+
+AGAIN = "install this base model again"
+_MODELS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def check_files(folder: Path) -> None:
+    """Raise ModelError for the first file of an SDXL folder that is missing, cut short or unreadable."""
+    read_json_file(folder / "model_index.json")
+    read_json_file(folder / "scheduler" / "scheduler_config.json")
+    for part in _MODELS:
+        read_json_file(folder / part / "config.json")
+        for path in weight_files(folder, part):
+            check_safetensors(path)
+    for part in _TOKENIZERS:
+        _check_tokenizer(folder / part)
+
+
+def variant_of(folder: Path, part: str) -> str | None:
+    """ "fp16" when a part has its weights only under that name, as half-precision downloads do."""
+    stem = _MODELS[part]
+    plain = (folder / part / f"{stem}.safetensors", folder / part / f"{stem}.safetensors.index.json")
+    half = (folder / part / f"{stem}.fp16.safetensors", folder / part / f"{stem}.safetensors.index.fp16.json")
+    return "fp16" if not any(path.is_file() for path in plain) and any(path.is_file() for path in half) else None
+
+
+def weight_files(folder: Path, part: str) -> tuple[Path, ...]:
+    """The safetensors files of a part: one, or the shards that its index names. Raises ModelError."""
+    middle = ".fp16" if variant_of(folder, part) else ""
+    index = folder / part / f"{_MODELS[part]}.safetensors.index{middle}.json"
+    if index.is_file():
+        shards = read_json_file(index).get("weight_map", {}).values()
+        return tuple(folder / part / name for name in sorted(set(shards)))
+    return (folder / part / f"{_MODELS[part]}{middle}.safetensors",)
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ModelError naming the file when it is missing or damaged."""
+    _must_exist(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {AGAIN}.") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is damaged: {AGAIN}.")
+    return data
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise ModelError unless a safetensors file is as long as its header says. Reads the header only.
+
+    Layout: 8 bytes little-endian header length, JSON header with ``data_offsets``, then the data.
+    """
+    _must_exist(path)
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is damaged: {AGAIN}.") from error
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise ModelError(f"{path} is damaged ({size} bytes instead of {expected}): {AGAIN}.")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    read_json_file(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file():
+        read_json_file(folder / "tokenizer.json")
+        return
+    if not (folder / "vocab.json").is_file():
+        raise ModelError(f"{folder / 'tokenizer.json'} is missing: {AGAIN}.")
+    read_json_file(folder / "vocab.json")
+    _must_exist(folder / "merges.txt")
+
+
+def _must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: {AGAIN}.")

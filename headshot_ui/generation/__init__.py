@@ -1,0 +1,1 @@
+"""Presets × seeds → pictures, scored and ranked."""

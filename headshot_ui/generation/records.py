@@ -1,0 +1,131 @@
+"""What is written down about pictures: inside each PNG, and beside them in ``headshots.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from headshot_ui import __version__
+from headshot_ui.errors import ModelError, StoreError
+from headshot_ui.generation.loras import ChosenLora, choose_lora
+from headshot_ui.generation.plan import PlannedPicture
+from headshot_ui.likeness import Likeness
+from headshot_ui.specs import GenerateSpec
+from headshot_ui.store import Store, read_json, read_png_metadata, write_json_atomic
+
+RANKING = "headshots.json"
+AI_MARK = "AI-generated: drawn by a diffusion model, not taken by a camera."
+_PROMPT_FIELDS = {"presets", "prompt", "negative_prompt", "count", "seed", "width", "height", "keep_best"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture."""
+
+    path: Path
+    preset: str  # id; "" for a free prompt
+    title: str  # of the preset, for people
+    prompt: str
+    seed: int
+    likeness: Likeness | None = None  # None: nobody judged
+    rank: int | None = None  # 1 is the most alike; None: nobody judged
+    kept: bool = True  # False: not among the best that were asked for; the file stays
+
+
+def picture_metadata(spec: GenerateSpec, picture: PlannedPicture, lora: ChosenLora | None) -> dict[str, Any]:
+    """What goes into the PNG. ``spec`` is the resolved request, so nothing depends on later defaults."""
+    return {
+        "ai_generated": AI_MARK,
+        "program": f"headshot_ui {__version__}",
+        "request": spec.to_json(),
+        "picture": asdict(picture),
+        "lora": None if lora is None else {"name": lora.name, "sha256": lora.sha256, "scale": spec.lora_scale},
+    }
+
+
+def regenerate(path: Path, store: Store | None = None) -> GenerateSpec:
+    """The request that draws the picture ``path`` again, alone and whatever became of its preset since.
+
+    Bit for bit on the CPU of the same machine; on GPUs rounding depends on the pictures drawn beside it.
+    With ``store`` the LoRA is looked up too. Raises StoreError when the PNG holds no request, ModelError when
+    the LoRA is no longer the one that drew it.
+    """
+    data = read_png_metadata(path)
+    try:
+        request = {name: value for name, value in data["request"].items() if name not in _PROMPT_FIELDS}
+        picture, lora = PlannedPicture(**data["picture"]), data["lora"]
+        spec = GenerateSpec.from_json(
+            {
+                **request,
+                "prompt": picture.prompt,
+                "negative_prompt": picture.negative_prompt,
+                "count": 1,
+                "seed": picture.seed,
+                "width": picture.width,
+                "height": picture.height,
+            }
+        )
+        sha256 = lora["sha256"] if lora is not None else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} does not say how it was made; choose a picture made by this program.") from error
+    if store is not None and sha256 is not None:
+        chosen = choose_lora(spec, store)
+        if chosen is None or chosen.sha256 != sha256:
+            raise ModelError(f"The LoRA “{spec.lora}” is not the one that drew {path.name}; draw a new picture.")
+    return spec
+
+
+def ordered(pictures: Sequence[Picture], order: Sequence[int], keep_best: int | None) -> tuple[Picture, ...]:
+    """Pictures in ``order``, best first, with their rank; only usable ones of the first ``keep_best`` are kept.
+
+    When none was judged, they stay as they are.
+    """
+    if all(picture.likeness is None for picture in pictures):
+        return tuple(pictures)
+    result = []
+    for rank, index in enumerate(order, start=1):
+        picture = pictures[index]
+        usable = picture.likeness is not None and not picture.likeness.reason
+        kept = keep_best is None or (usable and rank <= keep_best)
+        result.append(replace(picture, rank=rank, kept=kept))
+    return tuple(result)
+
+
+def write_ranking(
+    folder: Path, spec: GenerateSpec, pictures: Sequence[Picture], lora: ChosenLora | None, seconds: float, state: str
+) -> None:
+    """Write ``folder/headshots.json``; ``state`` is "done", "cancelled" or "failed". Raises StoreError."""
+    entries = [{**asdict(picture), "path": picture.path.name} for picture in pictures]
+    write_json_atomic(
+        folder / RANKING,
+        {
+            "ai_generated": AI_MARK,
+            "program": f"headshot_ui {__version__}",
+            "state": state,
+            "request": spec.to_json(),
+            "lora": None if lora is None else {"name": lora.name, "sha256": lora.sha256},
+            "seconds": round(seconds, 3),
+            "pictures": entries,
+        },
+    )
+
+
+def read_ranking(folder: Path) -> tuple[Picture, ...]:
+    """The pictures of a finished request, best first; those whose file is gone are left out. Raises StoreError."""
+    data = read_json(folder / RANKING)
+    try:
+        pictures = [
+            Picture(
+                **{
+                    **entry,
+                    "path": folder / Path(entry["path"]).name,
+                    "likeness": None if entry["likeness"] is None else Likeness(**entry["likeness"]),
+                }
+            )
+            for entry in data["pictures"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{folder / RANKING} is damaged; the pictures beside it are not.") from error
+    return tuple(picture for picture in pictures if picture.path.is_file())

@@ -1,0 +1,72 @@
+"""Networks that tell faces apart, found by discovery: every file here exposes one ``RECOGNISER``.
+
+Adding one means adding a file; nothing else changes. Importing this package loads no torch; looking the
+recognisers up imports their files, and those may.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Protocol
+
+from headshot_ui.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from headshot_ui.dataset.types import Recogniser
+    from headshot_ui.families.protocol import BaseInfo
+    from headshot_ui.settings import Settings
+
+
+class RecogniserLoader(Protocol):
+    """What ``RECOGNISER`` of a file in this package offers. Naming it reads no weights."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def demo(self) -> bool:
+        """Whether it knows only the drawn demo people."""
+
+    def weights(self, settings: Settings) -> Path:
+        """Where the weights lie, or would."""
+
+    def available(self, settings: Settings) -> bool:
+        """Whether the weights are there."""
+
+    def load(self, settings: Settings) -> Recogniser:
+        """Read the weights. Raises ModelError naming the file that is missing or damaged."""
+
+
+def all_recognisers() -> tuple[RecogniserLoader, ...]:
+    """Every recogniser of this package, by id. Raises ValueError when two files share an id."""
+    found: dict[str, RecogniserLoader] = {}
+    for module in pkgutil.iter_modules(__path__):
+        file = importlib.import_module(f"{__name__}.{module.name}")
+        loader: RecogniserLoader | None = getattr(file, "RECOGNISER", None)
+        if loader is None:
+            continue
+        if loader.id in found:
+            raise ValueError(f"two recognisers are called {loader.id}")
+        found[loader.id] = loader
+    return tuple(found[name] for name in sorted(found))
+
+
+def find_recogniser(settings: Settings, base: BaseInfo) -> RecogniserLoader:
+    """The recogniser for pictures of this base: the demo's for the demo, else one made for photographs.
+
+    Raises ModelError when its weights are not there, naming the place where they belong.
+    """
+    suitable = [loader for loader in all_recognisers() if loader.demo == base.demo]
+    for loader in suitable:
+        if loader.available(settings):
+            return loader
+    places = " or ".join(str(loader.weights(settings)) for loader in suitable) or "headshot_ui/recognisers"
+    raise ModelError(
+        f"No face recogniser for “{base.title}” is installed, so likeness cannot be measured: put one at {places}."
+    )

@@ -1,0 +1,133 @@
+"""Where things lie and what to compute on; read once from the environment.
+
+| variable | meaning |
+|---|---|
+| HEADSHOT_UI_ROOT | folder of the program; models, outputs and logs lie under it unless named themselves |
+| HEADSHOT_UI_MODELS | base models and networks |
+| HEADSHOT_UI_OUTPUTS | everything made |
+| HEADSHOT_UI_LOGS | log files |
+| HEADSHOT_UI_DEVICE | auto, cuda, mps or cpu |
+| HEADSHOT_UI_DTYPE | auto, float32, bfloat16 or float16 |
+| HEADSHOT_UI_VRAM_LIMIT | most GPU memory to use, e.g. 8GB |
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from headshot_ui.errors import SetupError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+# A card sold as "8GB" has 8 * 2**30 bytes, so both spellings mean powers of 1024.
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Paths and device. Building one touches neither disk nor torch."""
+
+    root: Path
+    models_dir: Path
+    outputs_dir: Path
+    logs_dir: Path
+    wanted_device: str = "auto"
+    wanted_dtype: str = "auto"
+    vram_limit_bytes: int | None = None  # None: all there is
+
+    @classmethod
+    def from_environment(
+        cls,
+        *,
+        root: str | Path | None = None,
+        models_dir: str | Path | None = None,
+        outputs_dir: str | Path | None = None,
+        logs_dir: str | Path | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        vram_limit: str | int | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> Settings:
+        """Settings from arguments, else HEADSHOT_UI_* variables, else defaults. Raises SetupError."""
+
+        def given(argument: str | Path | int | None, variable: str, default: str | Path) -> str:
+            return str(argument if argument is not None else environment.get(f"HEADSHOT_UI_{variable}") or default)
+
+        def folder(argument: str | Path | None, variable: str, default: Path) -> Path:
+            return Path(given(argument, variable, default)).expanduser().absolute()
+
+        top = folder(root, "ROOT", Path(__file__).parents[1])
+        outputs = folder(outputs_dir, "OUTPUTS", top / "outputs")
+        limit = given(vram_limit, "VRAM_LIMIT", "")
+        return cls(
+            root=top,
+            models_dir=folder(models_dir, "MODELS", top / "models"),
+            outputs_dir=outputs,
+            logs_dir=folder(logs_dir, "LOGS", outputs / "logs"),
+            wanted_device=_one_of("device", given(device, "DEVICE", "auto"), DEVICES),
+            wanted_dtype=_one_of("dtype", given(dtype, "DTYPE", "auto"), DTYPES),
+            vram_limit_bytes=parse_bytes(limit) if limit else None,
+        )
+
+    @cached_property
+    def device(self) -> str:
+        """ "cuda", "mps" or "cpu". The first look imports torch, unless "cpu" was asked for. Raises SetupError."""
+        if self.wanted_device == "cpu":
+            return "cpu"
+        found = pick_device()
+        if self.wanted_device not in ("auto", found) and not _usable(self.wanted_device):
+            raise SetupError(
+                f"The device “{self.wanted_device}” was asked for, but torch finds only “{found}” here: "
+                "choose “auto”, or install the driver and run the set-up again."
+            )
+        return found if self.wanted_device == "auto" else self.wanted_device
+
+    @cached_property
+    def dtype(self) -> str:
+        """Number format of the frozen models: "float32", "bfloat16" or "float16"."""
+        return pick_dtype(self.device) if self.wanted_dtype == "auto" else self.wanted_dtype
+
+
+def parse_bytes(text: str) -> int:
+    """ "8GB", "7.5 GiB", "512M" or a plain number of bytes to bytes (1 GB is 2**30). Raises SetupError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    count = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if count <= 0:
+        raise SetupError(f"The memory limit “{text}” cannot be read: write it like 8GB or 6500MB.")
+    return count
+
+
+def pick_device() -> str:
+    """The best device torch can use: "cuda", "mps" or "cpu". Imports torch."""
+    return next((device for device in ("cuda", "mps") if _usable(device)), "cpu")
+
+
+def pick_dtype(device: str) -> str:
+    """The number format that suits a device. Imports torch for "cuda"."""
+    if device != "cuda":
+        return "float32"  # CPUs are slower with half precision, and the SDXL VAE overflows in float16 on mps
+    import torch
+
+    # From compute capability 8.0 (Ampere) on the hardware has bfloat16; before it is emulated and slow.
+    return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float16"
+
+
+def _usable(device: str) -> bool:
+    try:
+        import torch
+    except ImportError as error:
+        raise SetupError("The package torch is not installed: run “python3 app.py” to set everything up.") from error
+    if device == "cuda":
+        return torch.cuda.is_available()
+    return device == "cpu" or torch.backends.mps.is_available()
+
+
+def _one_of(what: str, value: str, choices: tuple[str, ...]) -> str:
+    if value.lower() not in choices:
+        raise SetupError(f"The {what} “{value}” is not known: use one of {', '.join(choices)}.")
+    return value.lower()

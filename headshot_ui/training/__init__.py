@@ -1,0 +1,1 @@
+"""Training: a prepared dataset in, a LoRA out. ``runner.train`` is the way in."""

@@ -1,0 +1,103 @@
+"""What exactly a run will do, settled before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+
+from headshot_ui.dataset.types import Dataset, PreparedPhoto
+from headshot_ui.errors import DatasetError
+from headshot_ui.families.protocol import BaseDefaults
+from headshot_ui.specs import TrainSpec
+
+WARMUP_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A TrainSpec with nothing left open. See there for what the fields mean."""
+
+    steps: int
+    rank: int
+    alpha: float
+    learning_rate: float
+    batch_size: int
+    gradient_accumulation: int
+    gradient_checkpointing: bool
+    min_snr_gamma: float | None  # None: no weighting
+    caption_dropout: float
+    prior_preservation: bool
+    prior_weight: float
+    class_pictures: int
+    seed: int
+    checkpoint_every: int
+    sample_every: int
+
+
+def plan_of(resolved: TrainSpec) -> Plan:
+    """The plan in a spec that came from ``resolve``."""
+    return Plan(**{field.name: getattr(resolved, field.name) for field in dataclasses.fields(Plan)})
+
+
+def resolve(spec: TrainSpec, defaults: BaseDefaults) -> TrainSpec:
+    """``spec`` with every None replaced by the base model's own default, except ``run`` and a weighting it lacks."""
+    rank = spec.rank or defaults.rank
+    return dataclasses.replace(
+        spec,
+        steps=spec.steps or defaults.train_steps,
+        rank=rank,
+        alpha=float(rank) if spec.alpha is None else spec.alpha,
+        learning_rate=spec.learning_rate or defaults.learning_rate,
+        batch_size=spec.batch_size or defaults.batch_size,
+        min_snr_gamma=defaults.min_snr_gamma if spec.min_snr_gamma is None else spec.min_snr_gamma,
+        checkpoint_every=spec.checkpoint_every or defaults.checkpoint_every,
+        sample_every=spec.sample_every or defaults.sample_every,
+    )
+
+
+def training_photos(dataset: Dataset) -> tuple[PreparedPhoto, ...]:
+    """The photos to learn from, each with its crop on disk. Raises DatasetError when there is nothing to learn."""
+    photos = tuple(photo for photo in dataset.photos if photo.verdict == "train")
+    if not photos:
+        raise DatasetError(
+            f"There is no usable photo of “{dataset.person}” to learn from: add about twelve photos and prepare again."
+        )
+    for photo in photos:
+        if not photo.crop or not (dataset.folder / photo.crop).is_file():
+            raise DatasetError(
+                f"The prepared picture of “{photo.source}” is missing in {dataset.folder}: prepare the photos again."
+            )
+    return photos
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Changes whenever what is learned changes: pictures, captions or sizes."""
+    digest = hashlib.sha256()
+    for photo in training_photos(dataset):
+        digest.update((dataset.folder / photo.crop).read_bytes())
+        entry = [photo.caption, list(photo.original_size), list(photo.crop_top_left)]
+        digest.update(json.dumps(entry).encode())
+    return digest.hexdigest()
+
+
+def learning_rate_at(step: int, peak: float) -> float:
+    """Learning rate of 0-based optimizer step ``step``: a short linear rise, then constant."""
+    return peak * min(1.0, (step + 1) / WARMUP_STEPS)
+
+
+def sample_prompt(dataset: Dataset) -> str:
+    """What the sample pictures made while training show."""
+    return f"portrait of {dataset.trigger} {dataset.class_word}"
+
+
+def class_prompts(dataset: Dataset, count: int) -> tuple[str, ...]:
+    """Prompts of the pictures of prior preservation: the photos' captions without the trigger word, in turn."""
+    captions = [_without_trigger(photo.caption, dataset.trigger) for photo in training_photos(dataset)]
+    captions = [caption or f"portrait of {dataset.class_word}" for caption in captions]
+    return tuple(captions[index % len(captions)] for index in range(count))
+
+
+def _without_trigger(caption: str, trigger: str) -> str:
+    return " ".join(word for word in caption.split() if word.strip(".,").lower() != trigger.lower())

@@ -1,0 +1,208 @@
+"""Training from beginning to end: run folder, caching, the loop, checkpoints, samples, the LoRA."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from headshot_ui.dataset.types import Dataset
+from headshot_ui.errors import Cancelled, DatasetError, SpecError, StoreError
+from headshot_ui.families.protocol import LoadedBase
+from headshot_ui.jobs import Reporter
+from headshot_ui.runs import Run, RunState, change_run, create_run, find_run, load_run, resume_run
+from headshot_ui.specs import TrainSpec
+from headshot_ui.store import Store, check_free_space, write_json_atomic
+from headshot_ui.training.cache import Embeds, cache_class_pictures, cache_photos, encode_texts
+from headshot_ui.training.checkpoint import KEPT, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
+from headshot_ui.training.drawing import class_pictures, draw_sample
+from headshot_ui.training.loop import Trainer
+from headshot_ui.training.plan import (
+    Plan,
+    class_prompts,
+    fingerprint,
+    plan_of,
+    resolve,
+    sample_prompt,
+    training_photos,
+)
+
+STAGE = "Training"
+CHECKPOINTS = "checkpoints"
+LORA_FILE = "lora.safetensors"
+LOSSES_FILE = "losses.json"  # one number per step
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training made."""
+
+    run_dir: Path
+    lora_path: Path
+    steps: int  # optimizer steps in all
+    losses: tuple[float, ...]  # one per step, including those before a resume
+    seconds: float  # of this call
+
+
+def train(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset, report: Reporter) -> TrainResult:
+    """Train a LoRA of ``dataset`` on ``loaded``; with ``spec.run`` go on where that run's last checkpoint ends.
+
+    A run that goes on keeps its own settings; only a given ``steps`` replaces its number of steps. On the CPU it
+    ends bit-equal to one that was never stopped. A cancel leaves a checkpoint. Afterwards the base has no LoRA.
+    Raises SpecError, DatasetError, ModelError, StoreError, HeadshotError (training came apart) and Cancelled.
+    """
+    started = time.monotonic()
+    _check_words(loaded, dataset)
+    opened = _continue_run(spec, store, loaded, dataset) if spec.run else _begin_run(spec, store, loaded, dataset)
+    run, saved = opened.run, opened.saved
+    try:
+        if opened.damaged:
+            _tell_damaged(opened, report)
+        trainer, texts = _trainer(opened, store, loaded, dataset, report)
+        if saved:
+            trainer.restore(saved)
+        _loop(trainer, run, texts, sample_prompt(dataset), report)
+        _finish(trainer, run, dataset, time.monotonic() - started)
+    except BaseException as error:
+        with suppress(StoreError):  # the first error is the one to tell
+            change_run(load_run(run.folder), state=_end_state(error))
+        raise
+    finally:
+        loaded.checkpoint_gradients(False)
+        loaded.use_loras(())
+    seconds = time.monotonic() - started
+    return TrainResult(run.folder, run.folder / LORA_FILE, trainer.step, tuple(trainer.losses), seconds)
+
+
+def _check_words(loaded: LoadedBase, dataset: Dataset) -> None:
+    """Raise DatasetError for a trigger word the base cannot read; other strange words of captions are logged."""
+    photos = training_photos(dataset)
+    if loaded.unknown_words(dataset.trigger):
+        raise DatasetError(
+            f"“{loaded.info.title}” cannot read the trigger word “{dataset.trigger}”: prepare the photos again with "
+            f"the word “{loaded.info.defaults.trigger}”."
+        )
+    strange = sorted({word for photo in photos for word in loaded.unknown_words(photo.caption)})
+    if strange:
+        _log.warning("Left out of the captions, because %s does not know them: %s", loaded.info.id, ", ".join(strange))
+
+
+# --- the run folder ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _OpenedRun:
+    run: Run
+    plan: Plan
+    saved: Checkpoint | None = None  # the newest whole checkpoint
+    damaged: tuple[str, ...] = ()  # names of newer ones
+
+
+def _begin_run(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset) -> _OpenedRun:
+    resolved = resolve(spec, loaded.info.defaults)
+    plan = plan_of(resolved)
+    facts = {"dataset": fingerprint(dataset), "trigger": dataset.trigger, "class_word": dataset.class_word}
+    run = create_run(store, resolved, total=plan.steps)
+    return _OpenedRun(change_run(run, spec=dataclasses.replace(resolved, run=run.name), facts=facts), plan)
+
+
+def _continue_run(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset) -> _OpenedRun:
+    run = find_run(store, spec.person, spec.run or "")
+    if run.spec.base != loaded.info.id:
+        raise SpecError("base", f"The run “{run.name}” was begun on “{run.spec.base}”: go on with that base model.")
+    if run.facts.get("dataset") != fingerprint(dataset):
+        raise DatasetError(
+            f"The photos or captions of “{spec.person}” changed since the run “{run.name}” began: start a new run."
+        )
+    resolved = resolve(dataclasses.replace(run.spec, steps=spec.steps or run.spec.steps), loaded.info.defaults)
+    plan = plan_of(resolved)
+    run = change_run(resume_run(run), spec=resolved, total=plan.steps)
+    saved, damaged = newest_checkpoint(run.folder / CHECKPOINTS)
+    set_aside(run.folder / CHECKPOINTS, damaged)
+    return _OpenedRun(run, plan, saved, damaged)
+
+
+def _tell_damaged(opened: _OpenedRun, report: Reporter) -> None:
+    step = opened.saved.step if opened.saved else 0
+    told = f"Going on from step {step}, because {' and '.join(opened.damaged)} is damaged"
+    _log.warning("%s (%s)", told, opened.run.folder)
+    report(told, step, opened.plan.steps)
+
+
+def _end_state(error: BaseException) -> RunState:
+    if isinstance(error, Cancelled):
+        return "cancelled"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+# --- stages --------------------------------------------------------------------------------------
+def _trainer(
+    opened: _OpenedRun, store: Store, loaded: LoadedBase, dataset: Dataset, report: Reporter
+) -> tuple[Trainer, dict[str, Embeds]]:
+    """Everything encoded once, one part of the model in memory at a time, and the LoRA in place."""
+    plan = opened.plan
+    loaded.use_loras(())
+    prompts = class_prompts(dataset, plan.class_pictures) if plan.prior_preservation else ()
+    captions = [photo.caption for photo in training_photos(dataset)]
+    loaded.keep(frozenset({"text"}))
+    texts = encode_texts(loaded, ["", sample_prompt(dataset), *captions, *prompts], report)
+    pictures: tuple[Path, ...] = ()
+    if prompts:
+        loaded.keep(frozenset({"denoiser", "vae"}))
+        pictures = class_pictures(loaded, store, dataset.person, prompts, texts, report)
+    loaded.keep(frozenset({"vae"}))
+    photos = cache_photos(loaded, dataset, texts, report)
+    class_items = cache_class_pictures(loaded, pictures, prompts, texts, photos) if prompts else {}
+    loaded.keep(frozenset({"denoiser"}))
+    trainer = Trainer.start(loaded, plan, photos, class_items, texts[""])
+    check_free_space(opened.run.folder, _disk_bytes(trainer))
+    return trainer, texts
+
+
+def _disk_bytes(trainer: Trainer) -> int:
+    """Room for the checkpoints (LoRA and two optimizer moments each) and the finished LoRA."""
+    lora = sum(parameter.numel() * parameter.element_size() for parameter in trainer.parameters)
+    return lora * (3 * (KEPT + 1) + 1)
+
+
+def _loop(trainer: Trainer, run: Run, texts: Mapping[str, Embeds], prompt: str, report: Reporter) -> None:
+    """Steps until ``plan.steps``, with checkpoints and samples in between; a cancel saves what there is."""
+    plan = trainer.plan
+    try:
+        report(STAGE, trainer.step, plan.steps)
+        while trainer.step < plan.steps:
+            trainer.run_step()
+            if trainer.step % plan.checkpoint_every == 0 or trainer.step == plan.steps:
+                _save(trainer, run)
+            report(STAGE, trainer.step, plan.steps, metrics=trainer.metrics())
+            if trainer.step % plan.sample_every == 0:
+                path = run.folder / "samples" / f"step-{trainer.step:06d}.png"
+                draw_sample(trainer.loaded, path, prompt, texts, plan.seed, report)
+                report(STAGE, trainer.step, plan.steps, preview=path)
+    except Cancelled:  # raised by report only, so always between two steps
+        _save(trainer, run)
+        raise
+
+
+def _save(trainer: Trainer, run: Run) -> None:
+    save_checkpoint(run.folder / CHECKPOINTS, trainer.capture())
+    change_run(load_run(run.folder), step=trainer.step)
+
+
+def _finish(trainer: Trainer, run: Run, dataset: Dataset, seconds: float) -> None:
+    metadata = {
+        "rank": str(trainer.plan.rank),
+        "alpha": str(trainer.plan.alpha),
+        "trigger": dataset.trigger,
+        "class_word": dataset.class_word,
+        "steps": str(trainer.step),
+    }
+    trainer.loaded.save_lora(run.folder / LORA_FILE, trainer.loaded.trainable_lora_state(), metadata)
+    now = load_run(run.folder)
+    write_json_atomic(run.folder / LOSSES_FILE, trainer.losses)
+    facts = {**now.facts, "seconds": round(now.facts.get("seconds", 0) + seconds, 1)}
+    change_run(now, state="done", step=trainer.step, lora=LORA_FILE, facts=facts)

@@ -1,0 +1,144 @@
+"""The page in a real Chromium, in front of a fake engine.
+
+Where no browser is found the tests are skipped with the reason, but with CI set in the environment they fail:
+there, a browser has to be.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from headshot_ui import families
+from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.settings import Settings
+from headshot_ui.ui import serve
+from headshot_ui.ui.live import Live
+from tests.ui.fake_engine import FakeEngine, load_fake_dataset, portrait
+
+ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BASE = BaseInfo(
+    "demo-sdxl", "sdxl", "Demo (draws cartoons)", Path("."), "Apache-2.0",
+    "The demo model draws cartoons, not photographs.", 256, demo=True,
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="module")  # not longer: playwright keeps an event loop, which tests with their own cannot have
+def browser() -> Iterator[Browser]:
+    path = next((found for found in map(shutil.which, NAMES) if found), None)
+    expect.set_options(timeout=20_000)  # two busy cores need longer than the five seconds it is by itself
+    with sync_playwright() as playwright:
+        own = Path(playwright.chromium.executable_path)
+        if path is None and not own.exists():
+            reason = "no Chromium was found: install chromium, or run “playwright install chromium”"
+            pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        opened = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@dataclass
+class App:
+    """A running page: its address and the engine behind it."""
+
+    address: str
+    engine: FakeEngine
+    outputs: Path
+    problems: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., App]]:
+    """Start a page with ``app(step_s=…, steps=…, fail=…)``; it is closed at the end of the test."""
+    monkeypatch.setattr(families, "all_bases", lambda settings: (BASE,))
+    started: list[tuple[Any, FakeEngine]] = []
+
+    def start(**fake: Any) -> App:
+        models = tmp_path / "models" / "demo" / "people" / "robin"
+        models.mkdir(parents=True)
+        for number in range(10):
+            portrait(number, "photo").save(models / f"robin-{number}.jpg")
+        settings = Settings.from_environment(outputs_dir=tmp_path / "outputs", models_dir=tmp_path / "models")
+        engine = FakeEngine(settings, **fake)
+        live = Live(engine, settings, tmp_path / "shown", load_fake_dataset)
+        page, address = serve.launch(engine, settings, "127.0.0.1", None, live=live)
+        started.append((page, engine))
+        return App(address, engine, tmp_path / "outputs")
+
+    yield start
+    for page, engine in started:
+        engine.close()
+        page.close(verbose=False)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open an address; the test fails on any script error, console error or request to another host."""
+    contexts: list[Any] = []
+    problems: list[str] = []
+
+    def opened(address: str, **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: problems.extend(_foreign(request.url)))
+        page.goto(address)
+        page.get_by_role("heading", name="Headshots", exact=True).wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def _foreign(url: str) -> list[str]:
+    parts = urlsplit(url)
+    local = parts.scheme in ("data", "blob") or parts.hostname in ("127.0.0.1", "localhost")
+    return [] if local else [f"request to another host: {url}"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Three photos."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    names = ["one.jpg", "two.png", "Größe 李.jpg"]
+    for number, name in enumerate(names):
+        portrait(number, "given").save(folder / name)
+    return [folder / name for name in names]
+
+
+CUT_OFF = """() => [...document.querySelectorAll('main *')].filter((element) => {
+  const box = element.getBoundingClientRect();
+  return box.width > 0 && box.height > 0 && (box.right > innerWidth + 1 || box.left < -1);
+}).map((element) => element.outerHTML.slice(0, 120))"""
+
+
+def form(page: Page) -> SimpleNamespace:
+    """The controls of the form."""
+    return SimpleNamespace(
+        name=page.get_by_label("Name of the person"),
+        files=page.locator("#files input[type=file]"),
+        start=page.get_by_role("button", name="Make my headshots"),
+        cancel=page.get_by_role("button", name="Cancel"),
+    )

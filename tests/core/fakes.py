@@ -1,0 +1,183 @@
+"""Stand-ins for the stages: they report, write a little, and note what they were given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from headshot_ui.dataset.types import Dataset
+from headshot_ui.engine import Parts
+from headshot_ui.errors import DatasetError, ModelError
+from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.jobs import Reporter
+from headshot_ui.likeness import Likeness
+from headshot_ui.runs import change_run, create_run
+from headshot_ui.settings import Settings
+from headshot_ui.specs import GenerateSpec, PrepareSpec, TrainSpec
+from headshot_ui.store import Store, save_png, write_bytes_atomic, write_json_atomic
+
+
+def base(base_id: str, models_dir: Path) -> BaseInfo:
+    folder = models_dir / base_id
+    return BaseInfo(base_id, "fake", base_id.title(), folder, "Apache-2.0", "", 64, demo=True)
+
+
+@dataclass
+class FakeLoaded:
+    """A base model in memory that only remembers what was done to it."""
+
+    info: BaseInfo
+    loras: list[Sequence[tuple[Path, float]]] = field(default_factory=list)
+    released: int = 0
+
+    def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
+        self.loras.append(tuple(loras))
+
+    def release(self) -> None:
+        self.released += 1
+
+
+@dataclass(frozen=True)
+class FakeTrained:
+    run_dir: Path
+    lora_path: Path
+
+
+@dataclass(frozen=True)
+class FakePicture:
+    path: Path
+    likeness: Likeness | None
+
+
+@dataclass(frozen=True)
+class FakeGenerated:
+    pictures: tuple[FakePicture, ...]
+
+
+@dataclass(frozen=True)
+class FakeJudge:
+    """Takes red pictures for the person."""
+
+    def score(self, image: Image.Image) -> Likeness:
+        red = image.getpixel((0, 0)) == (255, 0, 0)
+        return Likeness(0.9, 90.0, True) if red else Likeness(0.1, 10.0, False)
+
+
+@dataclass
+class FakeWorld:
+    """Everything the fake stages saw; ``hold`` makes training wait at each step, ``fail`` makes it break."""
+
+    settings: Settings
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    loaded: list[FakeLoaded] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    training: threading.Event = field(default_factory=threading.Event)
+    hold: threading.Event | None = None
+    fail: BaseException | None = None
+    judge_fails: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+    def parts(self) -> Parts:
+        self.note("parts")
+        bases = {name: base(name, self.settings.models_dir) for name in ("demo", "other")}
+        return Parts(
+            all_bases=lambda settings: tuple(bases.values()),
+            find_base=lambda base_id, settings: bases[base_id],
+            load_base=self.load_base,
+            load_detector=lambda settings: self.note("detector") or "detector",
+            load_judge=self.load_judge,
+            load_recogniser=self.load_recogniser,
+            prepare=self.prepare,
+            load_dataset=load_dataset,
+            train=self.train,
+            generate=self.generate,
+        )  # type: ignore[arg-type]
+
+    def note(self, *call: Any) -> None:
+        self.threads.add(threading.get_ident())
+        self.calls.append(call)
+
+    def load_base(self, info: BaseInfo, settings: Settings) -> Any:
+        self.note("load_base", info.id)
+        self.loaded.append(FakeLoaded(info))
+        return self.loaded[-1]
+
+    def load_judge(self, settings: Settings, info: BaseInfo, detector: Any, dataset: Dataset) -> Any:
+        self.note("judge", detector, dataset.person)
+        if self.judge_fails:
+            raise ModelError("No face recogniser is installed.")
+        return FakeJudge()
+
+    def load_recogniser(self, settings: Settings, info: BaseInfo) -> Any:
+        if self.judge_fails:
+            raise ModelError("No face recogniser is installed.")
+        return "recogniser"
+
+    def prepare(
+        self, spec: PrepareSpec, store: Store, info: BaseInfo, detector: Any, report: Reporter, recogniser: Any
+    ) -> Dataset:
+        self.note("prepare", spec, detector, recogniser)
+        report("Looking at the photos", 1, 1)
+        folder = store.dataset_dir(spec.person)
+        write_json_atomic(folder / "dataset.json", {"person": spec.person})
+        return load_dataset(folder)
+
+    def train(self, spec: TrainSpec, store: Store, loaded: Any, dataset: Dataset, report: Reporter) -> Any:
+        self.note("train", spec, dataset)
+        run = create_run(store, spec)
+        for step in range(1, 4):
+            report("Training", step, 3, metrics={"loss": 1 / step})
+            self.training.set()
+            if self.hold is not None:
+                assert self.hold.wait(10)
+        if self.fail is not None:
+            raise self.fail
+        write_bytes_atomic(run.folder / "lora.safetensors", b"lora")
+        change_run(run, state="done", lora="lora.safetensors", step=3)
+        return FakeTrained(run.folder, run.folder / "lora.safetensors")
+
+    def generate(self, spec: GenerateSpec, store: Store, loaded: Any, report: Reporter, judge: Any) -> Any:
+        self.note("generate", spec, judge)
+        if spec.lora is not None:
+            loaded.use_loras([(Path(spec.lora), spec.lora_scale)])
+        pictures = []
+        for number in range(spec.count * max(1, len(spec.presets))):
+            report("Drawing", number + 1, spec.count)
+            image = Image.new("RGB", (4, 4), "red" if spec.lora is not None else "blue")
+            path = store.headshots_dir(spec.person) / f"{number}.png"
+            save_png(path, image, spec.to_json())
+            pictures.append(FakePicture(path, None if judge is None else judge.score(image)))
+        return FakeGenerated(tuple(pictures))
+
+
+def load_dataset(folder: Path) -> Dataset:
+    if not (folder / "dataset.json").is_file():
+        raise DatasetError("No photos have been prepared yet: add photos first.")
+    return Dataset(folder.parent.name, folder, 64, "tok", "person", ())
+
+
+def write_weights(path: Path, tensors: Mapping[str, tuple[str, int]]) -> None:
+    """A safetensors file of zeros; ``tensors`` maps name to (dtype, count)."""
+    import json
+    import struct
+
+    sizes = {"F32": 4, "F16": 2, "I64": 8}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, (dtype, count) in tensors.items():
+        end = start + sizes[dtype] * count
+        header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(start))
+
+

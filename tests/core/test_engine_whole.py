@@ -1,0 +1,71 @@
+"""The engine with the real training and drawing on a tiny random model: the stages fit together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from headshot_ui.dataset.prepare import save_dataset
+from headshot_ui.dataset.types import Dataset, PreparedPhoto
+from headshot_ui.engine import Engine, LikenessCount, Parts, real_parts
+from headshot_ui.likeness import Likeness
+from headshot_ui.logs import stop_log
+from headshot_ui.runs import latest_run
+from headshot_ui.settings import Settings
+from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
+from headshot_ui.store import save_png
+from tests.tiny_models import make_tiny_sdxl
+
+
+class HalfAlike:
+    """A judge that needs no network."""
+
+    def score(self, image: Image.Image) -> Likeness:
+        return Likeness(0.5, 50.0, True)
+
+
+def prepare(spec: PrepareSpec, store: Any, *_: Any) -> Dataset:
+    """Four grey pictures, as if they had been prepared."""
+    folder = store.dataset_dir(spec.person)
+    photos = []
+    for number in range(4):
+        picture = Image.linear_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB")
+        save_png(folder / f"{number}.png", picture, {})
+        caption, size = "portrait of tok person", (64, 64)
+        photos.append(PreparedPhoto(f"{number}.jpg", "train", "", (), f"{number}.png", caption, original_size=size))
+    dataset = Dataset(spec.person, folder, 64, "tok", "person", tuple(photos))
+    save_dataset(dataset)
+    return dataset
+
+
+def without_faces() -> Parts:
+    return replace(real_parts(), prepare=prepare, load_detector=lambda *_: None, load_recogniser=lambda *_: None,
+                   load_judge=lambda *_: HalfAlike())  # fmt: skip
+
+
+def test_photos_become_a_lora_and_ranked_pictures(settings: Settings, tmp_path: Path) -> None:
+    make_tiny_sdxl(tmp_path / "models" / "tiny")
+    spec = HeadshotsSpec(
+        PrepareSpec("anna", ("photos",), "tiny-sdxl"),
+        TrainSpec("anna", "tiny-sdxl", learning_rate=0.01),  # large, so that four steps can be seen
+        GenerateSpec("anna", "tiny-sdxl", prompt="portrait of {subject}", count=2),
+    )
+    with Engine(settings, without_faces) as engine:
+        last = engine.submit(spec).wait(300)
+        log = engine.log_file
+    stop_log()
+    assert last.error is None, log and log.read_text("utf-8")
+    made = last.result
+    assert made.trained.steps == 4 and made.trained.lora_path.is_file()
+    assert latest_run(engine.store, "anna", "tiny-sdxl") is not None
+    assert made.before == made.after == LikenessCount(2, 2, 50.0)
+    with_lora = {picture.path for picture in made.generated.pictures}
+    without = set((made.trained.run_dir / "before").rglob("*-prompt-*.png"))
+    assert len(with_lora) == len(without) == 2
+    assert {path.name for path in with_lora} == {path.name for path in without}, "the same seeds both times"
+    pixels = [{path.name: Image.open(path).tobytes() for path in paths} for paths in (with_lora, without)]
+    assert all(pixels[0][name] != pixels[1][name] for name in pixels[0]), "the LoRA changes the pictures"
+    assert [use.name for use in made.stages] == ["prepare", "train", "before", "generate"]

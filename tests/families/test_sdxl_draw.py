@@ -1,0 +1,138 @@
+"""Words, pictures and denoising are those of diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from headshot_ui import families
+from headshot_ui.families.protocol import DenoiseRequest, DenoiseStep, LoadedBase
+from headshot_ui.settings import Settings
+
+PROMPTS = (
+    "portrait of tok person, wearing a navy suit, in front of a bright office",
+    "portrait of tok person, close-up, a gentle smile",
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(models_dir: Path) -> StableDiffusionXLPipeline:
+    pipe = StableDiffusionXLPipeline.from_pretrained(models_dir / "tiny", dtype=torch.float32, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def request(loaded: LoadedBase, prompts: tuple[str, ...], seeds: tuple[int, ...], **changes: object) -> DenoiseRequest:
+    fields = {
+        "embeds": loaded.encode_prompts(prompts),
+        "negative_embeds": loaded.encode_prompts([""] * len(prompts)),
+        "seeds": seeds,
+        "steps": 3,
+        "guidance_scale": 3.0,
+        "height": 64,
+        "width": 64,
+    }
+    return DenoiseRequest(**{**fields, **changes})
+
+
+def last(loaded: LoadedBase, wanted: DenoiseRequest) -> torch.Tensor:
+    return list(loaded.denoise(wanted))[-1].latents
+
+
+def test_prompts_are_encoded_as_the_pipeline_does(tiny: LoadedBase, pipeline: StableDiffusionXLPipeline) -> None:
+    theirs, _, pooled, _ = pipeline.encode_prompt(list(PROMPTS), device="cpu", do_classifier_free_guidance=False)
+    ours = tiny.encode_prompts(PROMPTS)
+    assert torch.equal(ours["prompt_embeds"], theirs)
+    assert torch.equal(ours["pooled_prompt_embeds"], pooled)
+
+
+def test_the_empty_prompt_is_zeros(tiny: LoadedBase) -> None:
+    embeds = tiny.encode_prompts(["", PROMPTS[0]])
+    for tensor in embeds.values():
+        assert not tensor[0].any()
+        assert tensor[1].any()
+
+
+def test_words_outside_a_small_vocabulary_are_named_and_left_out(tiny: LoadedBase) -> None:
+    assert tiny.unknown_words(PROMPTS[0]) == ()
+    assert tiny.unknown_words("Portrait of a Zebra, wearing a pink hat, pink; close-up") == ("zebra", "pink", "hat")
+    known = tiny.encode_prompts(["portrait of a , wearing"])
+    assert torch.equal(tiny.encode_prompts(["portrait of a zebra, wearing"])["prompt_embeds"], known["prompt_embeds"])
+
+
+@pytest.mark.parametrize("base", ["tiny-sdxl", "epsilon-sdxl"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_pictures_equal_the_pipelines(base: str, guidance_scale: float, settings: Settings) -> None:
+    info = families.find_base(base, settings)
+    loaded = families.load_base(info, settings)
+    pipe = StableDiffusionXLPipeline.from_pretrained(info.folder, dtype=torch.float32, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    seeds = (7, 11)
+    theirs = pipe(
+        list(PROMPTS),
+        num_inference_steps=3,
+        guidance_scale=guidance_scale,
+        height=64,
+        width=64,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+    ).images
+    ours = last(loaded, request(loaded, PROMPTS, seeds, guidance_scale=guidance_scale))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    pictures = [np.asarray(picture) for picture in loaded.decode_latents(ours)]
+    expected = pipe.image_processor.postprocess(
+        pipe.vae.decode(theirs / pipe.vae.config.scaling_factor).sample.detach(), output_type="pil"
+    )
+    assert max(np.abs(a.astype(int) - np.asarray(b)).max() for a, b in zip(pictures, expected, strict=True)) <= 1
+
+
+def test_a_seed_gives_the_same_picture_in_any_batch(tiny: LoadedBase) -> None:
+    alone = last(tiny, request(tiny, PROMPTS[:1], (5,)))
+    among = last(tiny, request(tiny, (PROMPTS[1], PROMPTS[0], PROMPTS[1]), (9, 5, 1)))
+    assert torch.allclose(alone[0], among[1], atol=1e-5)
+    assert not torch.allclose(alone[0], last(tiny, request(tiny, PROMPTS[:1], (6,)))[0], atol=1e-2)
+
+
+def test_steps_come_one_by_one_and_stopping_harms_nothing(tiny: LoadedBase) -> None:
+    wanted = request(tiny, PROMPTS[:1], (3,))
+    steps: list[DenoiseStep] = list(tiny.denoise(wanted))
+    assert [(step.step, step.total) for step in steps] == [(1, 3), (2, 3), (3, 3)]
+    running = tiny.denoise(wanted)
+    next(running)
+    assert torch.is_grad_enabled()  # the caller's mode between steps is the caller's
+    running.close()
+    assert torch.equal(last(tiny, wanted), steps[-1].latents)
+
+
+def test_other_sizes_can_be_drawn(tiny: LoadedBase) -> None:
+    latents = last(tiny, request(tiny, PROMPTS[:1], (3,), height=128, width=64))
+    assert latents.shape == (1, 4, 16, 8)
+    assert tiny.decode_latents(latents)[0].size == (64, 128)
+
+
+def test_encoding_is_the_scaled_mean_and_reproducible(tiny: LoadedBase) -> None:
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean = tiny.encode_images(images)
+    vae = tiny.modules.vae
+    with torch.no_grad():
+        assert torch.allclose(mean, vae.encode(images).latent_dist.mean * vae.config.scaling_factor, atol=1e-6)
+    drawn = tiny.encode_images(images, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, tiny.encode_images(images, torch.Generator().manual_seed(1)))
+    assert not torch.equal(drawn, mean)
+
+
+def test_previews_are_like_the_pictures_and_bear_any_latents(tiny: LoadedBase) -> None:
+    smooth = torch.nn.functional.interpolate(
+        torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(4)), size=(8, 8), mode="bilinear"
+    )
+    picture = np.asarray(tiny.decode_latents(smooth)[0].resize((8, 8)), dtype=float)
+    preview = tiny.preview(smooth)[0]
+    assert preview.size == (64, 64)
+    rough = np.asarray(preview.resize((8, 8)), dtype=float)
+    spread = np.abs(picture - picture.mean(axis=(0, 1))).mean()
+    assert np.abs(rough - picture).mean() < spread  # nearer than one flat colour would be
+    assert tiny.preview(smooth * 4096)[0].size == (64, 64)

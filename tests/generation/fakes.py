@@ -1,0 +1,107 @@
+"""A base model, a judge and a reporter that need no weights and write down what was asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from headshot_ui.errors import Cancelled
+from headshot_ui.families.protocol import BaseDefaults, BaseInfo, DenoiseRequest, DenoiseStep
+from headshot_ui.likeness import Likeness
+from headshot_ui.settings import Settings
+from headshot_ui.store import Store
+
+DEFAULTS = BaseDefaults(sampling_steps=6, guidance_scale=3.5)
+INFO = BaseInfo("fake", "sdxl", "Fake base", Path("fake"), "Apache-2.0", "", 64, defaults=DEFAULTS)
+
+
+@dataclass
+class FakeBase:
+    """Latents are the seed and the prompt's length; a picture is one flat colour made from them."""
+
+    info: BaseInfo = INFO
+    vocabulary: frozenset[str] | None = None  # None knows every word
+    events: list[Any] = field(default_factory=list)
+    loras: tuple[tuple[Path, float], ...] = ()
+    fail_in_batch: int | None = None
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        words = text.lower().replace(",", " ").split()
+        return () if self.vocabulary is None else tuple(word for word in words if word not in self.vocabulary)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        self.events.append(("encode", tuple(prompts)))
+        return {"prompt_embeds": torch.tensor([[float(sum(map(ord, prompt)))] for prompt in prompts])}
+
+    def keep(self, parts: frozenset[str]) -> None:
+        self.events.append(("keep", *sorted(parts)))
+
+    def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
+        self.loras = tuple(loras)
+        self.events.append(("loras", *(path.name for path, _ in loras)))
+
+    def denoise(self, request: DenoiseRequest) -> Iterator[DenoiseStep]:
+        self.events.append(("denoise", tuple(request.seeds), request.width, request.height))
+        batch = sum(event[0] == "denoise" for event in self.events)
+        strength = sum(weight for _, weight in self.loras)
+        final = torch.stack(
+            [
+                torch.tensor([seed % 251, embed % 251, 40 * strength, request.guidance_scale])
+                for seed, embed in zip(request.seeds, request.embeds["prompt_embeds"][:, 0].tolist(), strict=True)
+            ]
+        )[:, :, None, None].expand(-1, 4, request.height // 8, request.width // 8)
+        for step in range(1, request.steps + 1):
+            if batch == self.fail_in_batch and step == 2:
+                raise RuntimeError("out of memory")
+            yield DenoiseStep(step, request.steps, final * step / request.steps)
+
+    def preview(self, latents: torch.Tensor) -> list[Image.Image]:
+        return self._pictures(latents)
+
+    def decode_latents(self, latents: torch.Tensor) -> list[Image.Image]:
+        self.events.append(("decode", len(latents)))
+        return self._pictures(latents)
+
+    def _pictures(self, latents: torch.Tensor) -> list[Image.Image]:
+        size = (latents.shape[3] * 8, latents.shape[2] * 8)
+        return [Image.new("RGB", size, tuple(int(v) for v in row[:3, 0, 0])) for row in latents]
+
+
+@dataclass
+class Reports:
+    """Collects what was reported and cancels at the ``cancel_at``-th report of a stage."""
+
+    cancel_stage: str = ""
+    cancel_at: int = 0
+    seen: list[tuple[str, int, int]] = field(default_factory=list)
+    previews: list[Path] = field(default_factory=list)
+
+    def __call__(
+        self, stage: str, step: int, total: int, preview: Path | None = None, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        self.seen.append((stage, step, total))
+        if preview is not None:
+            assert preview.is_file()
+            self.previews.append(preview)
+        if stage == self.cancel_stage and sum(s == stage for s, _, _ in self.seen) >= self.cancel_at:
+            raise Cancelled
+
+
+class RedJudge:
+    """Likes red, which in a FakeBase's picture is the seed; refuses pictures with a seed from ``crowd``."""
+
+    def __init__(self, crowd: Sequence[int] = ()) -> None:
+        self.crowd = tuple(crowd)
+
+    def score(self, image: Image.Image) -> Likeness:
+        red = image.getpixel((0, 0))[0]
+        return Likeness(red / 255, 100 * red / 255, red > 9, "several faces were found" if red in self.crowd else "")
+
+
+def make_store(root: Path) -> Store:
+    return Store(Settings.from_environment(root=root, device="cpu", environment={}))

@@ -1,0 +1,148 @@
+"""The doctor finds what is wrong and says what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from headshot_ui import doctor
+from headshot_ui.errors import SetupError
+from headshot_ui.settings import Settings
+from tests.setup.conftest import ROOT
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.from_environment(root=tmp_path, device="cpu", environment={})
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "requirements.txt"
+
+
+def fill(models: Path) -> None:
+    for pattern in doctor.DEMO_FILES.values():
+        file = models / pattern.replace("*", "robin-1")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    facts = {"id": "demo-sdxl", "family": "sdxl", "title": "Demo", "licence": "x", "note": "Cartoons.", "size_px": 256}
+    (models / "demo/sdxl/base.json").write_text(json.dumps(facts))
+
+
+def test_a_complete_machine_has_nothing_to_advise(settings):
+    fill(settings.models_dir)
+    settings.root.joinpath("requirements.txt").write_text((ROOT / "requirements.txt").read_text())
+    checks = doctor.examine(settings)
+    assert [check for check in checks if check.ok is False] == []
+    assert all(check.advice or check.ok for check in checks) and all(check.detail for check in checks)
+    names = [check.name for check in checks]
+    assert len(set(names)) == len(names)
+    assert {"Python", "packages", "device", "memory", "disk", "outputs", "base demo-sdxl", "demo photos"} <= set(names)
+
+
+def test_an_empty_folder_is_told_with_advice_and_nothing_is_made(settings):
+    before = sorted(settings.root.rglob("*"))
+    wrong = {check.name: check for check in doctor.examine(settings) if check.ok is False}
+    assert wrong.keys() == {"packages", "base models", *doctor.DEMO_FILES}
+    assert all(check.advice for check in wrong.values())
+    assert sorted(settings.root.rglob("*")) == before
+
+
+def test_a_damaged_base_does_not_hide_the_good_ones(settings):
+    fill(settings.models_dir)
+    damaged = settings.models_dir / "other" / "base.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    found = {check.name: check for check in doctor.check_bases(settings)}
+    assert found["base demo-sdxl"].ok is True
+    assert found["base models"].ok is False and str(damaged) in found["base models"].detail
+
+
+def test_an_empty_demo_file_counts_as_missing(settings):
+    fill(settings.models_dir)
+    (settings.models_dir / doctor.DEMO_FILES["demo recogniser"]).write_bytes(b"")
+    wrong = [check.name for check in doctor.check_demo_files(settings.models_dir) if not check.ok]
+    assert wrong == ["demo recogniser"]
+
+
+def test_packages_are_compared_with_the_lock(lock):
+    version = importlib.metadata.version("pillow")
+    lines = [f"pillow=={version}", "    # via nothing", "no-such==1 ; sys_platform == 'never'"]
+    lock.write_text("\n".join(lines))
+    assert doctor.check_packages(lock) == doctor.Check("packages", True, "all 1 as tested")
+
+    lock.write_text("pillow==0.1\n")
+    other = doctor.check_packages(lock)
+    assert other.ok is None and f"pillow {version} instead of 0.1" in other.detail and ".venv" in other.advice
+
+    lock.write_text("pillow==0.1\nno-such-package==1\n")
+    missing = doctor.check_packages(lock)
+    assert missing.ok is False and missing.detail == "not installed: no-such-package"
+
+    lock.write_text("this is no requirement\n")
+    assert doctor.check_packages(lock).ok is False
+
+
+@pytest.mark.parametrize(("torch", "asked"), [("2.15.0", {"torch", "nvidia-nccl"}), ("2.15.0+cu130", {"torch"})])
+def test_torch_from_its_own_index_brings_its_own_libraries(lock, monkeypatch, torch, asked):
+    lock.write_text("torch==2.15.0\nnvidia-nccl==1\n")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: torch if name == "torch" else "1")
+    assert {requirement.name for requirement in doctor.read_lock(lock)} == asked
+    assert doctor.check_packages(lock).ok is True
+
+
+def test_a_driver_that_torch_cannot_use_is_told(settings, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert doctor.check_device(settings).ok is True  # the person asked for the CPU
+    wanted = SimpleNamespace(device="cpu", dtype="float32", vram_limit_bytes=None, wanted_device="auto")
+    check = doctor.check_device(wanted)
+    assert check.ok is None and "bring the driver up to date" in check.advice
+
+
+def test_a_gpu_is_told_with_its_memory_and_the_limit(monkeypatch):
+    monkeypatch.setattr(doctor, "_device_memory", lambda device: (24 * 2**30, "Some Card"))
+    wanted = SimpleNamespace(device="cuda", dtype="bfloat16", vram_limit_bytes=8 * 2**30, wanted_device="auto")
+    check = doctor.check_device(wanted)
+    assert check.detail == "Some Card with 24.0 GB, of which 8.0 GB may be used, computing in bfloat16"
+
+
+@pytest.mark.parametrize("error", [SetupError("The device “cuda” was asked for."), OSError("libcudart.so.13")])
+def test_a_device_that_does_not_work_is_told(error):
+    class Broken:
+        @property
+        def device(self):
+            raise error
+
+    check = doctor.check_device(Broken())
+    assert check.ok is False and str(error) in check.detail + check.advice and check.advice
+
+
+@pytest.mark.parametrize(("total", "ok"), [(4 * 2**30, None), (int(7.6 * 2**30), True)])
+def test_little_memory_is_told(monkeypatch, total, ok):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=total, available=total // 2))
+    check = doctor.check_memory()
+    assert check.ok is ok and bool(check.advice) is (ok is None)
+
+
+def test_a_full_disk_is_told(settings, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2**40, 2**40, 10**8))
+    check = doctor.check_disk(settings.outputs_dir)
+    assert check.ok is False and "Make room" in check.advice
+
+
+def test_an_outputs_folder_that_cannot_be_written_is_told(settings, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    check = doctor.check_writable(settings.outputs_dir)
+    assert check.ok is False and "Permission denied" in check.detail and "--outputs" in check.advice

@@ -1,0 +1,198 @@
+"""Arrows between modules go one way, and opening the program loads nothing heavy.
+
+    ui, cli → engine → dataset, training, generation → families, residency, likeness, store → specs, errors, settings
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "headshot_ui"
+
+#: Layer of each module or folder; the longest matching name counts. A module may import its own layer and those
+#: below it. What is not listed fails the test: a new module must be given its place here.
+LAYERS = {
+    "errors": 0,
+    "specs": 0,
+    "settings": 0,
+    "jobs": 0,
+    "meter": 0,
+    "dataset.types": 0,
+    "families.protocol": 0,
+    "logs": 1,
+    "store": 1,
+    "runs": 1,
+    "presets": 1,
+    "families": 2,
+    "recognisers": 2,
+    "residency": 2,
+    "likeness": 2,
+    "dataset": 3,
+    "doctor": 3,
+    "training": 3,
+    "generation": 3,
+    "engine": 4,
+    "sheet": 4,
+    "commands": 5,
+    "cli": 5,
+    "ui": 5,
+    "__main__": 6,
+}
+#: Narrower than the layers: these know nothing of jobs, people and output folders.
+FORBIDDEN = {
+    "families": ("jobs", "runs", "residency", "recognisers", "likeness"),
+    "recognisers": ("jobs", "runs", "residency", "families"),
+    "likeness": ("jobs", "runs", "residency"),
+    "residency": ("jobs", "runs", "families", "recognisers", "likeness"),
+    "dataset": ("training", "generation"),
+    "ui": ("families", "recognisers", "residency", "training", "runs"),
+    "engine": ("sheet",),
+}
+#: The face of a forbidden package that may be known all the same.
+BUT = {
+    "recognisers": ("families.protocol",),
+    "residency": ("families.protocol",),
+    "ui": ("families", "families.protocol"),
+}
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "facexlib", "spandrel", "cv2"}
+#: Imported only inside functions themselves, so they may import torch at their top.
+LATE = ("families", "training", "recognisers")
+
+
+def modules() -> dict[str, Path]:
+    """Name inside the package ("dataset.crop", "" for the package itself) → file."""
+    found = {}
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> Iterator[tuple[str, bool]]:
+    """Everything a module imports, absolute, and whether that happens when it is itself imported."""
+    tree = ast.parse(MODULES[name].read_text("utf-8"))
+    late = {id(child) for node in ast.walk(tree) if _runs_later(node) for child in ast.walk(node)}
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) not in late) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                above = [PACKAGE, *filter(None, package.split("."))]
+                source = ".".join([*above[: len(above) - node.level + 1], *filter(None, [source])])
+            for alias in node.names:
+                whole = f"{source}.{alias.name}"
+                inside = whole.removeprefix(f"{PACKAGE}.") in MODULES and source.startswith(PACKAGE)
+                yield whole if inside else source, id(node) not in late
+
+
+def _runs_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def inner_imports(name: str) -> Iterator[str]:
+    """Modules of the package that ``name`` imports, anywhere in it and for whatever purpose."""
+    for imported, _ in imports(name):
+        if imported.startswith(f"{PACKAGE}."):
+            yield imported.removeprefix(f"{PACKAGE}.")
+
+
+def within(name: str, place: str) -> bool:
+    return name == place or name.startswith(f"{place}.")
+
+
+def place_of(name: str) -> str | None:
+    return max((place for place in LAYERS if within(name, place)), key=len, default=None)
+
+
+def wrong_arrows(name: str, imported: list[str]) -> list[str]:
+    """Sentences about the arrows from ``name`` that point the wrong way."""
+    own = place_of(name)
+    if own is None:
+        return [f"{name} has no layer in LAYERS"]
+    wrong = []
+    for other in imported:
+        target = place_of(other)
+        if target is None:
+            wrong.append(f"{name} imports {other}, which has no layer in LAYERS")
+        elif LAYERS[target] > LAYERS[own]:
+            wrong.append(f"{name} (layer {LAYERS[own]}) imports {other} (layer {LAYERS[target]})")
+        elif other not in BUT.get(own, ()) and any(within(other, place) for place in FORBIDDEN.get(own, ())):
+            wrong.append(f"{name} must not know {other}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name))
+def test_arrows_point_one_way(name: str) -> None:
+    assert wrong_arrows(name, list(inner_imports(name))) == []
+
+
+def test_the_check_itself_finds_wrong_arrows() -> None:
+    assert wrong_arrows("store", ["errors", "settings", "specs"]) == []
+    assert wrong_arrows("dataset.types", []) == [] and wrong_arrows("families.sdxl", ["families.protocol"]) == []
+    for name, other in (
+        ("store", "engine"), ("training.runner", "ui.page"), ("families.sdxl", "jobs"), ("errors", "families"),
+        ("dataset.types", "dataset.crop"), ("generation.runner", "cli"), ("ui.page", "families.sdxl"),
+        ("errors", "store"), ("brand_new", "errors"), ("store", "brand_new"),
+    ):  # fmt: skip
+        assert wrong_arrows(name, [other]), f"{name} → {other} went unnoticed"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_the_ui_knows_gradio(name: str) -> None:
+    if not within(name, "ui"):
+        assert "gradio" not in {imported.split(".")[0] for imported, _ in imports(name)}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if not name.startswith(LATE)))
+def test_heavy_packages_are_imported_inside_functions(name: str) -> None:
+    assert {imported.split(".")[0] for imported, at_once in imports(name) if at_once} & HEAVY == set()
+
+
+def test_jobs_need_only_the_standard_library() -> None:
+    allowed = sys.stdlib_module_names | {PACKAGE}
+    assert {imported.split(".")[0] for imported, _ in imports("jobs")} <= allowed
+    assert set(inner_imports("jobs")) == {"errors"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages in memory after running ``code`` in a fresh interpreter."""
+    code += "\nimport sys; print(' '.join(sorted({name.split('.')[0] for name in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    return set(done.stdout.split("\n")[-2].split())
+
+
+def import_all(*places: str) -> str:
+    names = sorted(f"{PACKAGE}.{name}" for name in MODULES if any(within(name, place) for place in places))
+    assert names
+    return f"import {', '.join(names)}"
+
+
+def test_starting_the_commands_loads_neither_models_nor_the_page() -> None:
+    light = import_all("cli", "commands", "engine", "residency", "likeness") + f", {PACKAGE}.families"
+    assert loaded_by(light) & (HEAVY | {"gradio"}) == set()
+
+
+def test_loading_the_page_loads_no_torch() -> None:
+    assert loaded_by(import_all("ui")) & HEAVY == set()
+
+
+def test_looking_for_base_models_loads_no_torch() -> None:
+    code = (
+        f"from {PACKAGE} import families; from {PACKAGE}.settings import Settings\n"
+        "families.all_bases(Settings.from_environment())"
+    )
+    assert loaded_by(code) & HEAVY == set()
