@@ -43,7 +43,7 @@ class Parts:
     all_bases: Callable[[Settings], tuple[BaseInfo, ...]]
     find_base: Callable[[str, Settings], BaseInfo]
     load_base: Callable[[BaseInfo, Settings], LoadedBase]
-    load_detector: Callable[[Settings], Any]
+    load_detector: Callable[[Settings, BaseInfo], Any]
     load_judge: Callable[[Settings, BaseInfo, Any, Dataset], Judge]  # settings, base, detector, dataset
     load_recogniser: Callable[[Settings, BaseInfo], Any]
     prepare: Callable[[PrepareSpec, Store, BaseInfo, Any, Reporter, Any], Dataset]  # last: recogniser or None
@@ -104,14 +104,17 @@ class Workshop:
         self.store = store
         self.residency = Residency(settings)
         self._parts = parts
+        self._detectors: dict[str, Any] = {}
 
     @cached_property
     def parts(self) -> Parts:
         return self._parts()
 
-    @cached_property
-    def detector(self) -> Any:
-        return self.parts.load_detector(self.settings)
+    def detector(self, info: BaseInfo) -> Any:
+        """The detector for this base's pictures; it stays for the next job on the same base."""
+        if info.id not in self._detectors:
+            self._detectors = {info.id: self.parts.load_detector(self.settings, info)}
+        return self._detectors[info.id]
 
     def base(self, base_id: str) -> BaseInfo:
         return self.parts.find_base(base_id, self.settings)
@@ -143,7 +146,7 @@ class Workshop:
         if not folder.is_dir():
             return None
         try:
-            return self.parts.load_judge(self.settings, info, self.detector, self.parts.load_dataset(folder))
+            return self.parts.load_judge(self.settings, info, self.detector(info), self.parts.load_dataset(folder))
         except HeadshotError as error:  # pictures without a score are better than none
             _log.warning("Likeness of %s is not measured: %s", person, error)
             return None
@@ -154,7 +157,7 @@ def run_prepare(shop: Workshop, spec: PrepareSpec, report: Reporter, meter: Stag
     """Photos → dataset."""
     info = shop.base(spec.base)
     with shop.measured(info, "prepare", meter):
-        return shop.parts.prepare(spec, shop.store, info, shop.detector, report, shop.recogniser(info))
+        return shop.parts.prepare(spec, shop.store, info, shop.detector(info), report, shop.recogniser(info))
 
 
 def run_train(shop: Workshop, spec: TrainSpec, report: Reporter, meter: StageMeter) -> TrainResult:

@@ -92,7 +92,7 @@ class FakeWorld:
             all_bases=lambda settings: tuple(bases.values()),
             find_base=lambda base_id, settings: bases[base_id],
             load_base=self.load_base,
-            load_detector=lambda settings: self.note("detector") or "detector",
+            load_detector=lambda settings, info: self.note("detector") or "detector",
             load_judge=self.load_judge,
             load_recogniser=self.load_recogniser,
             prepare=self.prepare,

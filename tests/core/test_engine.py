@@ -45,7 +45,7 @@ def test_every_request_has_its_runner() -> None:
 
 def test_the_real_stages_take_what_the_engine_gives_them() -> None:
     given = {
-        "all_bases": 1, "find_base": 2, "load_base": 2, "load_detector": 1, "load_judge": 4, "load_recogniser": 2,
+        "all_bases": 1, "find_base": 2, "load_base": 2, "load_detector": 2, "load_judge": 4, "load_recogniser": 2,
         "prepare": 6, "load_dataset": 1, "train": 5, "generate": 5,
     }  # fmt: skip
     assert set(given) == {field.name for field in fields(Parts)}

@@ -89,7 +89,7 @@ def save_photos(folder: Path, person: Tensor, scenes: Tensor, seed: int, stem: s
 
 
 def main() -> None:
-    """Write people/<name>/*.jpg, people/<name>/held_out/*.jpg and recogniser/gallery.safetensors."""
+    """Write people/<name>/*.jpg, held_out/<name>/*.jpg and recogniser/gallery.safetensors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path("models/demo"))
     parser.add_argument("--candidates", type=int, default=24, help="candidates for the bundled people")
@@ -117,7 +117,7 @@ def main() -> None:
         scenes = casual_scenes(PHOTOS + HELD_OUT, PHOTO_SEED + i)
         save_photos(options.models / "people" / name, person, scenes[:PHOTOS], i, f"{name}-")
         save_photos(
-            options.models / "people" / name / "held_out", person, scenes[PHOTOS:], 100 + i, f"{name}-held-out-"
+            options.models / "held_out" / name, person, scenes[PHOTOS:], 100 + i, f"{name}-held-out-"
         )
     everyone = torch.cat([known, gallery])
     nearest = float((everyone @ everyone.T - 2 * torch.eye(len(everyone))).max())

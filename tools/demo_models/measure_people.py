@@ -45,7 +45,10 @@ class Figures:
     impostor_95: float  # 95 % of pairs of strangers are less alike than this
     asked_and_worn: float  # matched pictures with the asked attire before the asked place, neither in any photo
     asked_counted: int  # how many pictures that share is taken from
+    nearest_face: float  # greatest similarity of a picture to one of the training photos, by the recogniser
+    nearest_own: float  # greatest similarity between two training photos
     nearest_photo: float  # least distance of a picture to a training photo, root mean square over 64 x 64 pixels
+    nearest_photo_before: float  # the same before training, when nothing can have been learned by heart
     nearest_pair: float  # least distance between two training photos
     train_seconds: float
     steps: int
@@ -76,7 +79,7 @@ def open_bench(settings: Settings) -> Bench:
         raise SystemExit("models/demo/recogniser/gallery.safetensors is missing; run tools.demo_models.make_people.")
     held_out = {}
     for name in PEOPLE:
-        photos = sorted((settings.models_dir / "demo" / "people" / name / "held_out").glob("*.jpg"))
+        photos = sorted((settings.models_dir / "demo" / "held_out" / name).glob("*.jpg"))
         vectors = [embed(detector, recogniser, _open(photo)) for photo in photos]
         held_out[name] = _stack([v for v in vectors if v is not None])
     return Bench(settings, detector, recogniser, measure.load_judge(), held_out, gallery)
@@ -184,7 +187,10 @@ def learn(bench: Bench, name: str, out: Path, training: dict[str, float], guidan
         impostor_95=impostor_threshold(bench.gallery),
         asked_and_worn=float(np.mean(counted)) if counted else 0.0,
         asked_counted=len(counted),
+        nearest_face=float((found @ own.T).max()),
+        nearest_own=float((own @ own.T)[np.triu_indices(len(own), k=1)].max()),
         nearest_photo=float(distances(small_pixels(after_images), photo_pixels).min()),
+        nearest_photo_before=float(distances(small_pixels(before_images), photo_pixels).min()),
         nearest_pair=float(pairs.min()),
         train_seconds=trained.seconds,
         steps=trained.steps,
