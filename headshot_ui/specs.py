@@ -52,7 +52,8 @@ class Spec:
 
 def _as_declared(declared: Any, value: Any) -> Any:
     """JSON has lists only; fields declared as tuples get tuples back."""
-    options = typing.get_args(declared) if typing.get_origin(declared) in (types.UnionType, typing.Union) else (declared,)
+    union = typing.get_origin(declared) in (types.UnionType, typing.Union)
+    options = typing.get_args(declared) if union else (declared,)
     if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
         return tuple(tuple(item) if isinstance(item, list) else item for item in value)
     return value

@@ -23,14 +23,18 @@ def _studio(inner: tuple[float, float, float], outer: tuple[float, float, float]
 
 
 def _office(x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    picture = mix(rgb(0.93, 0.92, 0.89, x), rgb(0.86, 0.85, 0.83, x), smooth(-1, 1, y)).expand(x.shape[0], 3, *x.shape[2:])
+    picture = mix(rgb(0.93, 0.92, 0.89, x), rgb(0.86, 0.85, 0.83, x), smooth(-1, 1, y)).expand(
+        x.shape[0], 3, *x.shape[2:]
+    )
     shift = (a - 0.5) * 0.9
     for place in (-1.25, -0.35, 0.55, 1.45):
         distance = torch.maximum((x - place - shift).abs() - 0.34, (y + 0.45).abs() - 0.50)
         sky = mix(rgb(0.78, 0.88, 0.97, x), rgb(0.93, 0.97, 1.0, x), smooth(-1, 0.1, y))
         picture = paint(picture, rgb(0.80, 0.79, 0.77, x), inside(distance - 0.035, 0.05))
         picture = paint(picture, sky, inside(distance, 0.05))
-        picture = paint(picture, rgb(0.86, 0.86, 0.85, x), inside((x - place - shift).abs() - 0.012, 0.04) * inside(distance, 0.05))
+        picture = paint(
+            picture, rgb(0.86, 0.86, 0.85, x), inside((x - place - shift).abs() - 0.012, 0.04) * inside(distance, 0.05)
+        )
     desk = inside(0.42 - y, 0.06)
     picture = paint(picture, mix(rgb(0.72, 0.58, 0.43, x), rgb(0.62, 0.48, 0.35, x), b), desk)
     side = torch.where(b > 0.5, torch.ones_like(b), -torch.ones_like(b))
@@ -46,7 +50,9 @@ def _office(x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _city(x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    picture = mix(rgb(0.52, 0.68, 0.88, x), rgb(0.93, 0.90, 0.86, x), smooth(-1.0, 0.5, y)).expand(x.shape[0], 3, *x.shape[2:])
+    picture = mix(rgb(0.52, 0.68, 0.88, x), rgb(0.93, 0.90, 0.86, x), smooth(-1.0, 0.5, y)).expand(
+        x.shape[0], 3, *x.shape[2:]
+    )
     for layer, width in enumerate((0.19, 0.27)):
         cell = torch.floor((x + a * 3 + layer * 0.4) / width)
         inside_x = (x + a * 3 + layer * 0.4) / width - cell
@@ -55,7 +61,9 @@ def _city(x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         grey = 0.58 - 0.16 * layer + 0.10 * noise(cell, cell * 0 + 5, b)
         picture = paint(picture, torch.cat([grey * 0.86, grey * 0.95, grey * 1.10], 1), tower)
         lit = noise(torch.floor(inside_x * 3) + cell * 3, torch.floor((y - top) / 0.11), c)
-        grid = inside(((inside_x * 3).frac() - 0.5).abs() - 0.26, 0.2) * inside((((y - top) / 0.11).frac() - 0.5).abs() - 0.24, 0.2)
+        grid = inside(((inside_x * 3).frac() - 0.5).abs() - 0.26, 0.2) * inside(
+            (((y - top) / 0.11).frac() - 0.5).abs() - 0.24, 0.2
+        )
         picture = paint(picture, rgb(0.96, 0.90, 0.68, x), tower * grid * (lit > 0.55) * 0.75)
     frame = inside(((x + (c - 0.5) * 0.6).abs() - 0.88).abs() - 0.03, 0.04)
     return paint(picture, rgb(0.24, 0.27, 0.31, x), frame)
@@ -82,7 +90,9 @@ def _bookshelf(x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _park(x: Tensor, y: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    picture = mix(rgb(0.72, 0.87, 0.97, x), rgb(0.90, 0.96, 0.88, x), smooth(-1, 0.1, y)).expand(x.shape[0], 3, *x.shape[2:])
+    picture = mix(rgb(0.72, 0.87, 0.97, x), rgb(0.90, 0.96, 0.88, x), smooth(-1, 0.1, y)).expand(
+        x.shape[0], 3, *x.shape[2:]
+    )
     for i in range(14):
         seed = a * 9 + i * 0.77
         px, py = noise(a * 0 + i, b, seed) * 2.4 - 1.2, noise(b * 0 + i, c, seed + 3) * 1.2 - 0.95

@@ -3,6 +3,8 @@ the head reaching from about -0.56 to 0.50; they do not turn with the head."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,12 @@ def garment(picture: Tensor, which: Tensor, colour_index: Tensor, tie: Tensor, f
     """Paint the garment of class ``which`` (B,) over the picture (B, 3, H, W)."""
     cloth = pick(CLOTH, colour_index)
     dark = cloth.mean(1, keepdim=True)
-    shade = 1.0 + 0.14 * side * x - 0.10 * smooth(0.70, 1.5, y) + 0.05 * torch.sin(x * 9 + y * 5 + fold * 12) * smooth(0.7, 1.0, y)
+    shade = (
+        1.0
+        + 0.14 * side * x
+        - 0.10 * smooth(0.70, 1.5, y)
+        + 0.05 * torch.sin(x * 9 + y * 5 + fold * 12) * smooth(0.7, 1.0, y)
+    )
     shade = shade - 0.16 * smooth(0.62, 1.02, x.abs() / wide)
     body = torch.maximum((_shoulder_line(x, wide) - y) * 0.75, x.abs() - wide)
     cover = inside(body, px)
@@ -39,18 +46,26 @@ def garment(picture: Tensor, which: Tensor, colour_index: Tensor, tie: Tensor, f
     for index, dress in enumerate((_suit, _blazer, _shirt, _sweater, _turtleneck, _hoodie)):
         rows = (which == index).nonzero().flatten()
         if len(rows):
-            s = _Strokes(x[rows], y[rows], px[rows], cover[rows], lit[rows], line[rows], skin[rows], tie[rows], shade[rows])
+            s = _Strokes(
+                x[rows], y[rows], px[rows], cover[rows], lit[rows], line[rows], skin[rows], tie[rows], shade[rows]
+            )
             out[rows] = dress(out[rows], s)
     return out
 
 
+@dataclass(frozen=True)
 class _Strokes:
-    """What every garment's painter needs, already cut down to its own pictures."""
+    """What every garment's painter needs, already cut down to its own pictures; (B, 1, H, W) or (B, 3, H, W)."""
 
-    def __init__(self, x: Tensor, y: Tensor, px: Tensor, cover: Tensor, lit: Tensor, line: Tensor, skin: Tensor, tie: Tensor,
-                 shade: Tensor) -> None:  # fmt: skip
-        self.x, self.y, self.px, self.cover = x, y, px, cover
-        self.lit, self.line, self.skin, self.tie, self.shade = lit, line, skin, tie, shade
+    x: Tensor
+    y: Tensor
+    px: Tensor
+    cover: Tensor  # where the garment is
+    lit: Tensor  # its colour in this light
+    line: Tensor  # a darker or lighter colour for seams
+    skin: Tensor
+    tie: Tensor  # which tie, 0 to 1
+    shade: Tensor
 
 
 def _vee(s: _Strokes, top: float, depth: float, width: float) -> Tensor:
@@ -118,7 +133,9 @@ def _sweater(picture: Tensor, s: _Strokes) -> Tensor:
     picture = paint(picture, s.skin * 0.84, inside(ring - 0.195, s.px) * inside(0.50 - s.y, s.px))
     picture = paint(picture, s.line, inside((ring - 0.225).abs() - 0.036, s.px) * inside(0.53 - s.y, s.px))
     ribs = 0.5 + 0.5 * torch.sin(torch.atan2(s.x, s.y - 0.5) * 60)
-    return paint(picture, mix(s.lit, s.line, 0.5 * ribs), inside((ring - 0.225).abs() - 0.028, s.px) * inside(0.53 - s.y, s.px))
+    return paint(
+        picture, mix(s.lit, s.line, 0.5 * ribs), inside((ring - 0.225).abs() - 0.028, s.px) * inside(0.53 - s.y, s.px)
+    )
 
 
 def _turtleneck(picture: Tensor, s: _Strokes) -> Tensor:
@@ -135,6 +152,8 @@ def _hoodie(picture: Tensor, s: _Strokes) -> Tensor:
     picture = paint(picture, s.line, inside(hood - 0.014, s.px) * inside(0.40 - s.y, s.px))
     picture = paint(picture, (s.lit * 0.94).clamp(0, 1), inside(hood, s.px) * inside(0.40 - s.y, s.px))
     for sign in (-1.0, 1.0):
-        cord = torch.maximum((s.x - sign * (0.115 + 0.02 * torch.sin(s.y * 9))).abs() - 0.013, (s.y - 0.97).abs() - 0.19)
+        cord = torch.maximum(
+            (s.x - sign * (0.115 + 0.02 * torch.sin(s.y * 9))).abs() - 0.013, (s.y - 0.97).abs() - 0.19
+        )
         picture = paint(picture, rgb(0.93, 0.93, 0.92, s.x) * 0.97, inside(cord, s.px))
     return picture

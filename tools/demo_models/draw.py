@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tools.demo_models import backdrops, clothes, face, hair
-from tools.demo_models.palette import inside, rgb, smooth
+from tools.demo_models.palette import inside, rgb
 from tools.demo_models.world import (
     IDENTITY_DIMS,
     SCENE_DIMS,
@@ -125,9 +125,9 @@ def _develop(picture: Tensor, scenes: Tensor, x: Tensor) -> Tensor:
 
 
 def truth(people: Tensor, scenes: Tensor, size: int = 256) -> tuple[Tensor, Tensor]:
-    """Face boxes (B, 4) and landmarks (B, 5, 2) in pixels: left eye, right eye, nose, mouth corners, image left first."""
+    """Face boxes (B, 4) and landmarks (B, 5, 2) in pixels: eyes, nose, mouth corners; image left first."""
     place, body = _placement(scenes), _measures(people)
-    smile = face._smile(scenes)
+    smile = face.smile_of(scenes)
     half = body["mouth_half"] * (1 + 0.22 * smile)
     corner = body["mouth_y"] - 0.085 * smile * 0.65
     zero = torch.zeros_like(half)
@@ -149,5 +149,7 @@ def truth(people: Tensor, scenes: Tensor, size: int = 256) -> tuple[Tensor, Tens
     centre = to_pixels(zero, (body["chin"] - 0.40) / 2)
     half_w = body["width"].reshape(-1, 1) * place["scale"].reshape(-1, 1) * size / 2
     half_h = (body["chin"].reshape(-1, 1) + 0.40) / 2 * place["scale"].reshape(-1, 1) * size / 2
-    boxes = torch.cat([centre[:, :1] - half_w, centre[:, 1:] - half_h, centre[:, :1] + half_w, centre[:, 1:] + half_h], 1)
+    boxes = torch.cat(
+        [centre[:, :1] - half_w, centre[:, 1:] - half_h, centre[:, :1] + half_w, centre[:, 1:] + half_h], 1
+    )
     return boxes, torch.stack(landmarks, 1)

@@ -107,7 +107,7 @@ def skin(picture: Tensor, head: Head, people: Tensor, tone: Tensor, cover: Tenso
 def eyes(picture: Tensor, head: Head, people: Tensor, scenes: Tensor, tone: Tensor) -> Tensor:
     """Whites, irises, pupils, highlights, lids and lashes."""
     iris_colour = (pick(IRIS, kind(people, "iris")) * (0.80 + 0.45 * column(people, "iris_shade"))).clamp(0, 1)
-    smile = _smile(scenes)
+    smile = smile_of(scenes)
     open_ = (0.80 + 0.40 * column(people, "eye_open")) * (1 - 0.16 * smile) * (0.90 + 0.14 * column(scenes, "lids"))
     tilt = (column(people, "eye_tilt") - 0.5) * 0.42
     half = head.eye_half
@@ -162,7 +162,9 @@ def nose(picture: Tensor, head: Head, people: Tensor, tone: Tensor) -> Tensor:
     wide = 0.052 + 0.044 * column(people, "nose_width")
     base = ellipse(head.u, head.v - head.nose_y - 0.010, wide * 1.10, 0.030)
     above = ellipse(head.u, head.v - head.nose_y + 0.018, wide * 0.98, 0.040)
-    picture = paint(picture, tone * rgb(0.70, 0.57, 0.55, tone), inside(base, 0.022) * (1 - inside(above, 0.024)) * 0.85)
+    picture = paint(
+        picture, tone * rgb(0.70, 0.57, 0.55, tone), inside(base, 0.022) * (1 - inside(above, 0.024)) * 0.85
+    )
     for side in (-1.0, 1.0):
         hole = ellipse(head.u - side * wide * 0.50, head.v - head.nose_y - 0.012, wide * 0.27, 0.0105)
         picture = paint(picture, tone * rgb(0.42, 0.28, 0.27, tone), inside(hole, head.px * 1.6) * 0.85)
@@ -173,7 +175,7 @@ def nose(picture: Tensor, head: Head, people: Tensor, tone: Tensor) -> Tensor:
     return picture + (1 - picture) * shine * 0.20
 
 
-def _smile(scenes: Tensor) -> Tensor:
+def smile_of(scenes: Tensor) -> Tensor:
     """0.15 neutral, 0.6 gentle, 1 broad."""
     levels = torch.tensor((0.15, 0.60, 1.0), device=scenes.device)
     return levels[kind(scenes, "expression")].reshape(-1, 1, 1, 1)
@@ -181,7 +183,7 @@ def _smile(scenes: Tensor) -> Tensor:
 
 def mouth(picture: Tensor, head: Head, people: Tensor, scenes: Tensor, tone: Tensor) -> Tensor:
     """Lips that curve with the smile; a broad smile shows teeth."""
-    smile = _smile(scenes)
+    smile = smile_of(scenes)
     broad = smooth(0.75, 0.95, smile)
     half = head.mouth_half * (1 + 0.22 * smile)
     full = 0.020 + 0.026 * column(people, "lip_fullness")
@@ -202,7 +204,11 @@ def mouth(picture: Tensor, head: Head, people: Tensor, scenes: Tensor, tone: Ten
     hollow = torch.maximum(line - gap - head.v, head.v - line - gap)
     picture = paint(picture, rgb(0.30, 0.10, 0.10, tone), inside(hollow, head.px) * reach * (gap > 0.002))
     teeth = torch.maximum(line - gap + 0.002 - head.v, head.v - line - gap * 0.35)
-    picture = paint(picture, rgb(0.965, 0.955, 0.935, tone), inside(teeth, head.px) * inside(head.u.abs() - half * 0.86, 0.02) * broad)
+    picture = paint(
+        picture,
+        rgb(0.965, 0.955, 0.935, tone),
+        inside(teeth, head.px) * inside(head.u.abs() - half * 0.86, 0.02) * broad,
+    )
     seam = (head.v - line).abs() - 0.0055 * (0.6 + 0.4 * bow)
     picture = paint(picture, tone * rgb(0.48, 0.30, 0.29, tone), inside(seam, head.px) * reach * (1 - broad))
     for side in (-1.0, 1.0):
@@ -234,7 +240,15 @@ def glasses(picture: Tensor, head: Head, people: Tensor, shown: Tensor) -> Tenso
         glint = inside((du + dv * 0.9 + 0.03).abs() - 0.012, 0.02) * inside(rim + 0.02, 0.02)
         picture = picture + (1 - picture) * glint * some * 0.18
         picture = paint(picture, colour, inside(rim.abs() - thick, head.px) * some)
-        arm = torch.maximum((dv + 0.035).abs() - thick, (head.width * 1.0 - side * head.x) * 0 + head.eye_x * 1.04 + across - side * head.u)
-        picture = paint(picture, colour, inside(arm, head.px) * inside(side * head.x - head.width * 1.0, head.px) * some)
-    bridge = torch.maximum((head.v - head.eye_y + 0.005 + 0.25 * (0.06**2 - head.u**2)).abs() - thick, head.u.abs() - (head.eye_x * 1.04 - across))
+        arm = torch.maximum(
+            (dv + 0.035).abs() - thick,
+            (head.width * 1.0 - side * head.x) * 0 + head.eye_x * 1.04 + across - side * head.u,
+        )
+        picture = paint(
+            picture, colour, inside(arm, head.px) * inside(side * head.x - head.width * 1.0, head.px) * some
+        )
+    bridge = torch.maximum(
+        (head.v - head.eye_y + 0.005 + 0.25 * (0.06**2 - head.u**2)).abs() - thick,
+        head.u.abs() - (head.eye_x * 1.04 - across),
+    )
     return paint(picture, colour, inside(bridge, head.px) * some)

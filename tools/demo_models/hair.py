@@ -19,9 +19,13 @@ def _strands(head: Head, people: Tensor, colour: Tensor) -> Tensor:
     """Colour field with fine streaks and one soft sheen round the skull."""
     angle = torch.atan2(head.x - 0.10 * (column(people, "parting") - 0.5), 0.75 - head.y)
     waves = column(people, "hair_waves")
-    streak = torch.sin(angle * 85 + waves * 6 * torch.sin(head.y * 16)) * 0.5 + torch.sin(angle * 37 + 2 + head.y * 6) * 0.5
+    streak = (
+        torch.sin(angle * 85 + waves * 6 * torch.sin(head.y * 16)) * 0.5 + torch.sin(angle * 37 + 2 + head.y * 6) * 0.5
+    )
     radius = torch.sqrt(head.x**2 + (head.y + 0.02) ** 2 + 1e-9)
-    sheen = torch.exp(-((radius - 0.47) ** 2) / 0.0028 - (head.x + 0.10 - 0.16 * head.light_x) ** 2 / 0.045) * (head.y < 0)
+    sheen = torch.exp(-((radius - 0.47) ** 2) / 0.0028 - (head.x + 0.10 - 0.16 * head.light_x) ** 2 / 0.045) * (
+        head.y < 0
+    )
     side = 1 + 0.10 * head.light_x * head.x / 0.4
     tone = colour * (0.90 + 0.13 * streak) * side
     return (tone + (0.10 + 0.16 * colour) * sheen * 0.9).clamp(0, 1)
@@ -64,11 +68,20 @@ def in_front(picture: Tensor, head: Head, people: Tensor) -> Tensor:
     high = -0.285 - 0.105 * column(people, "hairline")
     wave = _edge_waves(head, people)
     w = head.width
-    swept_left = high + 0.20 * smooth(-0.12, 0.40, head.u) - 0.07 * smooth(0.0, -0.30, head.u) + 0.10 * smooth(-0.22, -0.40, head.u)
-    swept_right = high + 0.20 * smooth(0.12, -0.40, head.u) - 0.07 * smooth(0.0, 0.30, head.u) + 0.10 * smooth(0.22, 0.40, head.u)
+    swept_left = (
+        high
+        + 0.20 * smooth(-0.12, 0.40, head.u)
+        - 0.07 * smooth(0.0, -0.30, head.u)
+        + 0.10 * smooth(-0.22, -0.40, head.u)
+    )
+    swept_right = (
+        high + 0.20 * smooth(0.12, -0.40, head.u) - 0.07 * smooth(0.0, 0.30, head.u) + 0.10 * smooth(0.22, 0.40, head.u)
+    )
     middle = high - 0.055 + 0.26 * smooth(0.02, 0.42, head.u.abs())
     fringe = high + 0.135 + 0.020 * torch.sin(head.u * 40) - 0.04 * head.u
-    line = torch.where(parting == 0, swept_left, torch.where(parting == 1, swept_right, torch.where(parting == 2, middle, fringe)))
+    line = torch.where(
+        parting == 0, swept_left, torch.where(parting == 1, swept_right, torch.where(parting == 2, middle, fringe))
+    )
     shell = _shell(head, _volume(people)) + wave
     cap = torch.maximum(shell, head.v - line - wave)
     sideburn_low = mix(0.02, 0.14, (length >= 1).float() * column(people, "hair_volume"))
@@ -103,7 +116,9 @@ def beard(picture: Tensor, head: Head, people: Tensor, face_distance: Tensor) ->
     lips = ((head.u / (head.mouth_half * 1.22)) ** 2 + ((head.v - head.mouth_y - 0.008) / 0.072) ** 2).sqrt() - 1
     jaw = torch.maximum(torch.maximum(face_distance - longer, top - head.v), -lips * 0.07)
     strip_v = head.v - (head.mouth_y - 0.066) - 0.55 * head.u**2
-    moustache = torch.maximum(strip_v.abs() - 0.026 - 0.012 * shape, head.u.abs() - head.mouth_half * (1.02 + 0.20 * shape))
+    moustache = torch.maximum(
+        strip_v.abs() - 0.026 - 0.012 * shape, head.u.abs() - head.mouth_half * (1.02 + 0.20 * shape)
+    )
     full = torch.minimum(jaw, moustache)
     picture = paint(picture, tone, inside(jaw, 0.05) * (which == 1) * 0.30)
     picture = paint(picture, tone, inside(moustache, head.px * 2.5) * (which == 2) * 0.95)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tools.demo_models import measure
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from headshot_ui.dataset.types import FaceDetector, Recogniser
+    from headshot_ui.generation.records import Picture
     from headshot_ui.settings import Settings
 
 PEOPLE = ("robin", "alex", "kim", "noor", "sam")
@@ -55,6 +56,15 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """One person after ``learn``."""
+
+    figures: Figures
+    before: tuple[Picture, ...]
+    after: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
 class Bench:
     """Everything that measuring needs, loaded once."""
 
@@ -80,12 +90,13 @@ def open_bench(settings: Settings) -> Bench:
     held_out = {}
     for name in PEOPLE:
         photos = sorted((settings.models_dir / "demo" / "held_out" / name).glob("*.jpg"))
-        vectors = [embed(detector, recogniser, _open(photo)) for photo in photos]
+        vectors = [embed(detector, recogniser, open_picture(photo)) for photo in photos]
         held_out[name] = _stack([v for v in vectors if v is not None])
     return Bench(settings, detector, recogniser, measure.load_judge(), held_out, gallery)
 
 
-def _open(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
+    """An RGB picture, read whole."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -130,9 +141,9 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(((a[:, None] - b[None]) ** 2).mean(2))
 
 
-def learn(bench: Bench, name: str, out: Path, training: dict[str, float], guidance: float | None = None,
-          seed: int = 0) -> Figures:  # fmt: skip
-    """Prepare, draw before, train, draw after, measure. ``training`` are fields of TrainSpec that differ from default."""
+def learn(bench: Bench, name: str, out: Path, training: Mapping[str, Any] | None = None, guidance: float | None = None,
+          seed: int = 0) -> Learned:  # fmt: skip
+    """Prepare, draw before, train, draw after, measure. ``training``: fields of TrainSpec."""
     import numpy as np
 
     from headshot_ui import families
@@ -153,16 +164,18 @@ def learn(bench: Bench, name: str, out: Path, training: dict[str, float], guidan
     photos = str(settings.models_dir / "demo" / "people" / name)
     files = tuple(str(path) for path in sorted(Path(photos).glob("*.jpg")))
     dataset = prepare(PrepareSpec(name, files, BASE, held_out=0), store, base, bench.detector, quiet)
-    crops = [_open(dataset.folder / photo.crop) for photo in dataset.photos if photo.verdict == "train"]
+    crops = [open_picture(dataset.folder / photo.crop) for photo in dataset.photos if photo.verdict == "train"]
     loaded = families.load_base(base, settings)
     looks = tuple(load_presets(settings))[:LOOKS]
     wanted = GenerateSpec(name, BASE, presets=looks, count=EACH, seed=seed, guidance_scale=guidance)
     before = generate(wanted, store, loaded, quiet)
-    trained = train(TrainSpec(name, BASE, seed=seed, **training), store, loaded, dataset, quiet)
+    trained = train(TrainSpec(name, BASE, seed=seed, **(training or {})), store, loaded, dataset, quiet)
     after = generate(GenerateSpec(**{**wanted.to_json(), "presets": looks, "lora": "latest"}), store, loaded, quiet)
     loaded.release()
 
-    before_images, after_images = ([_open(picture.path) for picture in made.pictures] for made in (before, after))
+    before_images, after_images = (
+        [open_picture(picture.path) for picture in made.pictures] for made in (before, after)
+    )
     before_vectors, vectors = ([embed(bench.detector, bench.recogniser, image) for image in images]
                                for images in (before_images, after_images))  # fmt: skip
     matched = matches(bench, name, vectors)
@@ -176,7 +189,7 @@ def learn(bench: Bench, name: str, out: Path, training: dict[str, float], guidan
     photo_pixels = small_pixels(crops)
     pairs = distances(photo_pixels, photo_pixels)[np.triu_indices(len(crops), k=1)]
     _sheet(out / f"{name}.png", crops, before_images, after_images)
-    return Figures(
+    figures = Figures(
         person=name,
         pictures=len(after_images),
         identities=len(bench.gallery) + len(bench.people),
@@ -195,6 +208,7 @@ def learn(bench: Bench, name: str, out: Path, training: dict[str, float], guidan
         train_seconds=trained.seconds,
         steps=trained.steps,
     )
+    return Learned(figures, before.pictures, after.pictures)
 
 
 def _worn(asked: dict[str, str], seen: dict[str, str], photos: list[dict[str, str]]) -> bool | None:
@@ -207,7 +221,9 @@ def _worn(asked: dict[str, str], seen: dict[str, str], photos: list[dict[str, st
     return all(seen[part] == asked[part] for part in ("attire_colour", "garment", "backdrop"))
 
 
-def _sheet(path: Path, photos: Sequence[Image.Image], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> None:
+def _sheet(
+    path: Path, photos: Sequence[Image.Image], before: Sequence[Image.Image], after: Sequence[Image.Image]
+) -> None:
     """Ten photos, ten pictures before and thirty after training, in rows of ten."""
     from PIL import Image
 
@@ -238,7 +254,7 @@ def main() -> None:
     bench = open_bench(Settings.from_environment(outputs_dir=options.out / "outputs"))
     figures = []
     for name in options.people:
-        figures.append(asdict(learn(bench, name, options.out, training, options.guidance, options.seed)))
+        figures.append(asdict(learn(bench, name, options.out, training, options.guidance, options.seed).figures))
         print(json.dumps(figures[-1]), flush=True)
         (options.out / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
