@@ -113,8 +113,8 @@ def _cut_off(image: Image.Image, face: Face) -> float:
 def _is_inside(face: Face, crop: Crop) -> bool:
     """Whether the middle of a face (in pixels of the photo) lies within the crop."""
     x, y = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
-    square = crop.square
-    return square.left <= x < square.left + square.side and square.top <= y < square.top + square.side
+    region = crop.region
+    return region.left <= x < region.right and region.top <= y < region.bottom
 
 
 # --- measures ---------------------------------------------------------------------------------------

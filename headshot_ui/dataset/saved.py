@@ -10,6 +10,7 @@ as ``PreparedPhoto`` it has none, for nothing else must use it.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import shutil
 import time
@@ -29,6 +30,7 @@ FORMAT = 1
 VERDICTS = ("train", "held_out", "rejected")
 MOST_CAPTION = 500
 LEFTOVER_AGE_S = 24 * 3600
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as some Windows editors save text
 
 
 # --- reading and writing ----------------------------------------------------------------------------
@@ -117,21 +119,27 @@ def _seen(photo: PreparedPhoto) -> PreparedPhoto:
 
 
 def _with_edited_caption(photo: PreparedPhoto, folder: Path) -> PreparedPhoto:
+    """Raises StoreError for a text file that is there but no text: an edit is never passed over in silence."""
     if not photo.crop:
         return photo
-    try:
-        text = " ".join((folder / photo.crop).with_suffix(".txt").read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError):
+    path = (folder / photo.crop).with_suffix(".txt")
+    if not path.is_file():
         return photo
+    with told_plainly(path, "read"):
+        data = path.read_bytes()
+    try:
+        text = " ".join(data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise StoreError(f"The caption {path} cannot be read as text: save it as UTF-8.") from error
     return replace(photo, caption=text) if text else photo
 
 
 def _stored(folder: Path) -> dict[str, PreparedPhoto]:
     """What the manifest holds, crops of left-out photos included; {} when there is none to be read."""
+    photos: list[PreparedPhoto] = []
     with suppress(StoreError, KeyError, TypeError, ValueError, AttributeError):
-        items = read_json(folder / MANIFEST)["photos"]
-        return {photo.source: _with_edited_caption(photo, folder) for photo in map(photo_from_json, items)}
-    return {}
+        photos = [photo_from_json(item) for item in read_json(folder / MANIFEST)["photos"]]
+    return {photo.source: _with_edited_caption(photo, folder) for photo in photos}
 
 
 # --- changes ----------------------------------------------------------------------------------------

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headshot_ui.commands.progress import format_seconds
-from headshot_ui.errors import HeadshotError
-from headshot_ui.store import Store
-from headshot_ui.ui.thumbnails import data_uri
+from headshot_ui.errors import HeadshotError, StoreError
+from headshot_ui.sheet import FILE_NAME as SHEET_NAME
+from headshot_ui.sheet import save_contact_sheet
+from headshot_ui.store import Store, told_plainly
+from headshot_ui.ui.earlier import Earlier, find_earlier
+from headshot_ui.ui.thumbnails import data_uri, small_copy
 
 if TYPE_CHECKING:
     from headshot_ui.dataset.types import Dataset
@@ -30,6 +33,11 @@ if TYPE_CHECKING:
 CURVE_POINTS = 400  # more cannot be told apart on a screen
 PREVIEW_PX = 512
 THUMBNAIL_PX = 160
+EARLIER_PX = 320
+SHEET_PX = 1600
+#: What the drawing stage shows while pictures are still noise; a finished one has a name of its own.
+UNFINISHED = "preview.png"
+CANCELLED = "What was finished is kept. “Make my headshots” starts anew."
 
 
 class EngineLike(Protocol):
@@ -115,7 +123,7 @@ class Live:
             "past": stages if now.state == "done" else stages[: stages.index(now.stage)] if now.stage in stages else [],
             "steps": f"{now.step} of {now.total}" if now.total and not now.finished else "",
             "percent": percent,
-            "left": "" if now.eta_s is None else f"about {format_seconds(now.eta_s)} left in this step",
+            "left": _below(now),
             "error": now.error or "",
             "running": not now.finished,
         }
@@ -135,10 +143,19 @@ class Live:
         return {"line": " ".join(points), "last": f"{smooth[-1]:.4f}", "low": f"{low:.3f}", "high": f"{high:.3f}",
                 "steps": str(last_step)}  # fmt: skip
 
-    def preview(self, job: Job) -> str:
-        """The newest sample picture as a data: address, or ""."""
+    def preview(self, job: Job) -> dict[str, Any]:
+        """Values of the preview template: the newest picture as a data: address (or "") and what to expect of it."""
         path = job.snapshot.preview
-        return "" if path is None or job.snapshot.finished else data_uri(path, PREVIEW_PX)
+        if path is None or job.snapshot.finished:
+            return {"picture": "", "text": "", "shaping": False}
+        shaping = path.name == UNFINISHED
+        if shaping:
+            text = "Taking shape …"
+        elif path.parent.name == "samples":
+            text = "Newest sample; it gets better while the model learns"
+        else:
+            text = "Newest picture"
+        return {"picture": data_uri(path, PREVIEW_PX), "text": text, "shaping": shaping}
 
     def dataset_changed(self, job: Job) -> int:
         """A number that changes when this job prepares the photos; 0 while it has not."""
@@ -171,15 +188,36 @@ class Live:
         return shown
 
     def results(self, job: Job) -> Results | None:
-        """What a finished job made, as copies in the private folder; made once. Raises StoreError."""
+        """What a finished job made, as copies in the private folder; made once.
+
+        When they cannot be copied, the summary says why and where the pictures lie.
+        """
         made = job.snapshot.result
         if made is None:
             return None
         watched = self._watched[job.id]
         with self._lock:
             if watched.results is None:
-                watched.results = _results(made, self._shown_dir / job.id)
+                try:
+                    watched.results = _results_of_job(made, self._shown_dir / job.id)
+                except StoreError as error:
+                    return Results((), "", "", str(made.generated.folder), str(error))
             return watched.results
+
+    def earlier(self) -> tuple[tuple[Earlier, str], ...]:
+        """Headshots found on disk, newest first, each with a small copy of its best picture in the private folder."""
+        shown = []
+        for found in find_earlier(self._store):
+            small = small_copy(found.pictures[0].path, self._shown_dir / "earlier", EARLIER_PX)
+            if small is not None:
+                shown.append((found, str(small)))
+        return tuple(shown)
+
+    def earlier_results(self, chosen: Earlier) -> Results:
+        """One of ``earlier`` as copies in the private folder. Raises StoreError."""
+        summary = f"{_matched(chosen.pictures)} Made on {chosen.day}."
+        target = self._shown_dir / f"{chosen.person}-{chosen.folder.name}"
+        return _packed(chosen.pictures, chosen.person, chosen.folder / SHEET_NAME, target, summary)
 
     def _dataset_dir(self, job: Job) -> Path:
         return self._store.dataset_dir(self._watched[job.id].spec.prepare.person)
@@ -204,6 +242,12 @@ def _note(watched: _Watched, now: Snapshot) -> None:
         watched.losses.append((now.step, float(loss)))
         if len(watched.losses) > CURVE_POINTS:
             watched.losses[:] = watched.losses[::2]
+
+
+def _below(now: Snapshot) -> str:
+    if now.state == "cancelled":
+        return CANCELLED
+    return "" if now.eta_s is None else f"about {format_seconds(now.eta_s)} left in this step"
 
 
 def _headline(job: Job, now: Snapshot) -> str:
@@ -232,19 +276,26 @@ def caption(picture: Picture) -> str:
     return f"{picture.likeness.percent:.0f} % likeness · {picture.title}"
 
 
-def _results(made: HeadshotsResult, target: Path) -> Results:
-    from headshot_ui.sheet import save_contact_sheet
-
+def _results_of_job(made: HeadshotsResult, target: Path) -> Results:
     sheet = save_contact_sheet(made, f"Headshots of {made.dataset.person}")
-    target.mkdir(parents=True, exist_ok=True)
-    archive = target / f"{made.dataset.person}-headshots.zip"
+    summary = _summary(made)
+    return _packed(made.generated.pictures, made.dataset.person, sheet, target, summary)
+
+
+def _packed(pictures: Sequence[Picture], person: str, sheet: Path, target: Path, summary: str) -> Results:
+    """Copies of the pictures, and a zip of them and the contact sheet, in ``target``. Raises StoreError."""
+    archive = target / f"{person}-headshots.zip"
     shown = []
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:  # PNGs do not get smaller
-        packed.write(sheet, sheet.name)
-        for picture in made.generated.pictures:
-            packed.write(picture.path, picture.path.name)
-            shown.append((str(shutil.copy2(picture.path, target / picture.path.name)), caption(picture)))
-    return Results(tuple(shown), str(archive), data_uri(sheet, 1600), str(made.generated.folder), _summary(made))
+    with told_plainly(target, "written"):
+        target.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as packed:  # PNGs do not get smaller
+            if sheet.is_file():
+                packed.write(sheet, sheet.name)
+            for picture in pictures:
+                packed.write(picture.path, picture.path.name)
+                shown.append((str(shutil.copy2(picture.path, target / picture.path.name)), caption(picture)))
+    folder = str(pictures[0].path.parent) if pictures else ""
+    return Results(tuple(shown), str(archive), data_uri(sheet, SHEET_PX), folder, summary)
 
 
 def _summary(made: HeadshotsResult) -> str:
@@ -255,3 +306,10 @@ def _summary(made: HeadshotsResult) -> str:
         f"{after.matched} of {after.pictures} pictures look like {made.dataset.person}; "
         f"before training it was {before.matched} of {before.pictures}."
     )
+
+
+def _matched(pictures: Sequence[Picture]) -> str:
+    measured = [picture.likeness for picture in pictures if picture.likeness is not None]
+    if not measured:
+        return f"{len(pictures)} pictures."
+    return f"{sum(likeness.matched for likeness in measured)} of {len(measured)} pictures look like the person."

@@ -15,7 +15,8 @@ from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.settings import Settings
 from headshot_ui.ui import templates
-from headshot_ui.ui.live import EngineLike, Live
+from headshot_ui.ui.earlier import Earlier
+from headshot_ui.ui.live import EngineLike, Live, Results
 from headshot_ui.ui.request import headshots_request
 from headshot_ui.ui.thumbnails import PHOTO_ENDINGS, data_uri
 
@@ -67,6 +68,8 @@ class Parts:
     sheet: gr.HTML
     photos: gr.HTML
     again: gr.Button
+    earlier_box: gr.Column
+    earlier: gr.Gallery
 
 
 def build_page(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live | None = None) -> gr.Blocks:
@@ -80,6 +83,7 @@ def build_page(engine: EngineLike, settings: Settings, shown_dir: Path, live: Li
         timer = gr.Timer(1, active=False)
         _wire_form(parts, bases, settings, shown_dir)
         _wire_job(page, parts, live, seen, hidden_job, timer)
+        _wire_earlier(page, parts, live, seen)
     return page
 
 
@@ -100,32 +104,42 @@ def _layout(bases: Sequence[BaseInfo]) -> Parts:
             archive = gr.DownloadButton("Download all (zip)", variant="primary", elem_id="archive")
             again = gr.Button("Make more headshots", elem_id="again", elem_classes="hs-plain")
         sheet = gr.HTML({"picture": ""}, html_template=templates.SHEET, elem_id="sheet")
-    with gr.Column(elem_id="form") as form, gr.Row(elem_classes="hs-columns"):
-        with gr.Column(scale=3, min_width=300, elem_classes="hs-card"):
-            name = gr.Textbox(label="Name of the person", placeholder="anna", max_lines=1, elem_id="name")
-            name_problem = _problem("name-problem")
-            files = gr.File(
-                label="Photos, or a zip of them", file_count="multiple", height=140,
-                file_types=list(PHOTO_ENDINGS), elem_id="files",
+    with gr.Column(elem_id="form") as form:
+        with gr.Row(elem_classes="hs-columns"):
+            with gr.Column(scale=3, min_width=300, elem_classes="hs-card"):
+                name = gr.Textbox(label="Name of the person", placeholder="anna", max_lines=1, elem_id="name")
+                name_problem = _problem("name-problem")
+                files = gr.File(
+                    label="Photos, or a zip of them", file_count="multiple", height=140,
+                    file_types=list(PHOTO_ENDINGS), elem_id="files",
+                )  # fmt: skip
+                chosen = gr.HTML({"photos": []}, html_template=templates.CHOSEN, elem_id="chosen")
+                photos_problem = _problem("photos-problem")
+                demo = gr.Button("Use the demo photos", size="sm", elem_id="demo", elem_classes="hs-plain")
+                base = gr.Dropdown(
+                    [(info.title, info.id) for info in bases], value=bases[0].id if bases else None,
+                    label="Base model", elem_id="base", filterable=False,
+                )  # fmt: skip
+                base_note = gr.HTML(
+                    {"text": _note(bases, bases[0].id if bases else "")},
+                    html_template=templates.NOTE,
+                    elem_id="base-note",
+                )
+                base_problem = _problem("base-problem")
+                start = gr.Button("Make my headshots", variant="primary", size="lg", elem_id="start")
+            with gr.Column(scale=2, min_width=260):
+                gr.HTML(html_template=templates.HOW)
+        with gr.Column(elem_id="earlier-box", elem_classes="hs-card", visible=False) as earlier_box:
+            gr.HTML(html_template=templates.EARLIER)
+            earlier = gr.Gallery(
+                label="Earlier headshots", show_label=False, columns=6, height="auto", object_fit="cover",
+                interactive=False, allow_preview=False, buttons=[], elem_id="earlier",
             )  # fmt: skip
-            chosen = gr.HTML({"photos": []}, html_template=templates.CHOSEN, elem_id="chosen")
-            photos_problem = _problem("photos-problem")
-            demo = gr.Button("Use the demo photos", size="sm", elem_id="demo", elem_classes="hs-plain")
-            base = gr.Dropdown(
-                [(info.title, info.id) for info in bases], value=bases[0].id if bases else None,
-                label="Base model", elem_id="base", filterable=False,
-            )  # fmt: skip
-            base_note = gr.HTML(
-                {"text": _note(bases, bases[0].id if bases else "")}, html_template=templates.NOTE, elem_id="base-note"
-            )
-            base_problem = _problem("base-problem")
-            start = gr.Button("Make my headshots", variant="primary", size="lg", elem_id="start")
-        with gr.Column(scale=2, min_width=260):
-            gr.HTML(html_template=templates.HOW)
     photos = gr.HTML({"photos": []}, html_template=templates.PHOTOS, elem_id="photos")
     return Parts(
         form, name, name_problem, files, chosen, photos_problem, demo, base, base_note, base_problem, start,
         work, progress, curve, preview, cancel, outcome, summary, gallery, archive, sheet, photos, again,
+        earlier_box, earlier,
     )  # fmt: skip
 
 
@@ -199,6 +213,40 @@ def _wire_job(page: gr.Blocks, parts: Parts, live: Live, seen: gr.State, hidden_
     parts.again.click(hide, None, hidden_job, **QUIET).then(refresh, again, shown, **QUIET)
 
 
+def _wire_earlier(page: gr.Blocks, parts: Parts, live: Live, seen: gr.State) -> None:
+    """Sets of headshots found on disk, below the form; a click on one shows it as if it had just been made."""
+    listed = gr.State(())
+
+    def look() -> tuple[Any, ...]:
+        found = live.earlier()
+        pictures = [(picture, earlier.caption) for earlier, picture in found]
+        return gr.Column(visible=bool(found)), gr.Gallery(value=pictures), tuple(earlier for earlier, _ in found)
+
+    def show(listed: tuple[Earlier, ...], chosen: gr.SelectData) -> list[Any]:
+        earlier = listed[chosen.index]
+        try:
+            results = live.earlier_results(earlier)
+        except HeadshotError as error:
+            raise gr.Error(str(error)) from error
+        return [gr.Column(visible=False), gr.Column(visible=False), gr.Column(visible=True), {"photos": []},
+                *_result_values(results), Seen(job=str(earlier.folder))]  # fmt: skip
+
+    shown = [parts.form, parts.work, parts.outcome, parts.photos, parts.summary, parts.gallery, parts.archive,
+             parts.sheet, seen]  # fmt: skip
+    page.load(look, None, [parts.earlier_box, parts.earlier, listed], **QUIET)
+    parts.again.click(look, None, [parts.earlier_box, parts.earlier, listed], **QUIET)
+    parts.earlier.select(show, listed, shown, **QUIET)
+
+
+def _result_values(results: Results | None) -> list[Any]:
+    """New values of summary, gallery, archive and contact sheet."""
+    if results is None:
+        return [gr.skip()] * 4
+    archive = gr.DownloadButton(value=results.archive or None, visible=bool(results.archive))
+    summary = {"summary": results.summary, "folder": results.folder}
+    return [summary, gr.Gallery(value=list(results.pictures), selected_index=None), archive, {"picture": results.sheet}]
+
+
 def _refresh(live: Live, seen: Seen, hidden_job: str) -> list[Any]:
     """New values for ``shown`` of ``_wire_job``; ``gr.skip()`` where nothing changed."""
     job = live.job()
@@ -224,14 +272,11 @@ def _refresh(live: Live, seen: Seen, hidden_job: str) -> list[Any]:
         gr.Button("Cancelling …" if job.cancel_requested else "Cancel", visible=running,
                   interactive=not job.cancel_requested),
         live.curve(job),
-        gr.skip() if same_job and preview == seen.preview else {"picture": preview},
+        gr.skip() if same_job and preview["picture"] == seen.preview else preview,
         gr.skip() if same_job and photos == seen.photos else _photo_values(live.photos(job) if photos else []),
-        gr.skip() if results is None else {"summary": results.summary, "folder": results.folder},
-        gr.skip() if results is None else list(results.pictures),
-        gr.skip() if results is None else gr.DownloadButton(value=results.archive),
-        gr.skip() if results is None else {"picture": results.sheet},
+        *_result_values(results),
         gr.Timer(active=running),
-        Seen(job.id, now.version, preview, photos, done),
+        Seen(job.id, now.version, preview["picture"], photos, done),
     ]  # fmt: skip
 
 

@@ -80,8 +80,8 @@ CURVE = """
 
 PREVIEW = """
 {{#if value.picture}}
-<figure class="hs-preview"><img src="{{value.picture}}" alt="Newest sample">
-<figcaption>Newest sample</figcaption></figure>
+<figure class="hs-preview"><div><img src="{{value.picture}}" alt="{{value.text}}"
+{{#if value.shaping}}class="hs-shaping"{{/if}}></div><figcaption>{{value.text}}</figcaption></figure>
 {{/if}}
 """
 
@@ -111,6 +111,11 @@ RESULTS = """
   <p class="hs-soft">100 % likeness means: as alike as your own photos are to each other. Made with AI; say so where it
      matters. All files: <code>{{value.folder}}</code></p>
 </section>
+"""
+
+EARLIER = """
+<section aria-label="Earlier headshots"><h2>Earlier headshots</h2>
+<p class="hs-soft">Found on this computer. Click one to see all its pictures.</p></section>
 """
 
 SHEET = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,21 @@ def data_uri(path: Path, side_px: int) -> str:
         return _data_uri(path, path.stat().st_mtime_ns, side_px)
     except OSError:
         return ""
+
+
+def small_copy(path: Path, folder: Path, side_px: int) -> Path | None:
+    """A JPEG of the picture, at most ``side_px`` wide and high, in ``folder``; None when that fails."""
+    uri = data_uri(path, side_px)
+    if not uri:
+        return None
+    data = base64.b64decode(uri.partition(",")[2])
+    copy = folder / (hashlib.sha256(data).hexdigest()[:16] + ".jpg")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(data)
+    except OSError:
+        return None
+    return copy
 
 
 @lru_cache(maxsize=512)

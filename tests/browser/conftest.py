@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,7 +60,7 @@ class App:
     address: str
     engine: FakeEngine
     outputs: Path
-    problems: list[str] = field(default_factory=list)
+    restart: Callable[[], None]
 
 
 @pytest.fixture
@@ -69,17 +69,30 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.setattr(families, "all_bases", lambda settings: (BASE,))
     started: list[tuple[Any, FakeEngine]] = []
 
+    settings = Settings.from_environment(outputs_dir=tmp_path / "outputs", models_dir=tmp_path / "models")
+
+    def launch(fake: dict[str, Any]) -> tuple[FakeEngine, str]:
+        engine = FakeEngine(settings, **fake)
+        live = Live(engine, settings, tmp_path / f"shown-{len(started)}", load_fake_dataset)
+        page, address = serve.launch(engine, settings, "127.0.0.1", None, live=live)
+        started.append((page, engine))
+        return engine, address
+
     def start(**fake: Any) -> App:
         models = tmp_path / "models" / "demo" / "people" / "robin"
         models.mkdir(parents=True)
         for number in range(10):
             portrait(number, "photo").save(models / f"robin-{number}.jpg")
-        settings = Settings.from_environment(outputs_dir=tmp_path / "outputs", models_dir=tmp_path / "models")
-        engine = FakeEngine(settings, **fake)
-        live = Live(engine, settings, tmp_path / "shown", load_fake_dataset)
-        page, address = serve.launch(engine, settings, "127.0.0.1", None, live=live)
-        started.append((page, engine))
-        return App(address, engine, tmp_path / "outputs")
+
+        def restart() -> None:
+            page, engine = started.pop()
+            engine.close()
+            page.close(verbose=False)
+            made.engine, made.address = launch(fake)
+
+        engine, address = launch(fake)
+        made = App(address, engine, tmp_path / "outputs", restart)
+        return made
 
     yield start
     for page, engine in started:

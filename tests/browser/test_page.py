@@ -124,6 +124,49 @@ def test_the_demo_photos_need_no_photos_of_ones_own(app, open_page):
     assert len(spec.prepare.photos) == 10
 
 
+def test_after_a_restart_earlier_headshots_are_listed(app, open_page):
+    running = app()
+    page = open_page(running.address)
+    expect(page.locator("#earlier")).to_be_hidden()  # nothing was made yet
+    page.get_by_role("button", name="Use the demo photos").click()
+    expect(page.locator("#chosen img")).to_have_count(10)
+    form(page).start.click()
+    expect(page.locator("#gallery button.thumbnail-item")).to_have_count(20)
+    page.close()
+    running.restart()
+    page = open_page(running.address)
+    expect(form(page).start).to_be_visible()
+    listed = page.locator("#earlier button.thumbnail-item")
+    expect(listed).to_have_count(1)
+    expect(page.locator("#earlier")).to_contain_text("demo-robin")
+    listed.click()
+    expect(page.locator("#gallery button.thumbnail-item")).to_have_count(20)
+    expect(page.locator("#summary")).to_contain_text("18 of 20 pictures look like the person. Made on")
+    expect(form(page).start).to_be_hidden()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download all (zip)").click()
+    assert saved.value.suggested_filename == "demo-robin-headshots.zip"
+    page.get_by_role("button", name="Make more headshots").click()
+    expect(form(page).start).to_be_visible()
+    expect(page.locator("#gallery")).to_be_hidden()
+    expect(listed).to_have_count(1)
+    listed.click()  # the same one once more
+    expect(page.locator("#gallery button.thumbnail-item")).to_have_count(20)
+
+
+def test_a_message_of_several_lines_keeps_its_lines(app, open_page, photos):
+    running = app(fail="No photo could be used.\none.jpg: no face was found.\ntwo.png: it is blurred.")
+    page = open_page(running.address)
+    fields = form(page)
+    fields.name.fill("anna")
+    fields.files.set_input_files(photos)
+    expect(page.locator("#chosen img")).to_have_count(3)
+    fields.start.click()
+    problem = page.locator("#progress [role=alert]")
+    expect(problem).to_contain_text("it is blurred")
+    assert problem.bounding_box()["height"] > 3 * 20
+
+
 def test_the_keyboard_reaches_everything_in_order(app, open_page):
     page = open_page(app().address)
     form(page).name.focus()

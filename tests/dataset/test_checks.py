@@ -61,7 +61,7 @@ def test_small_faces_behind_the_person_are_only_mentioned():
     photo = make_photo(2, second=60)
     found = examine(photo, DETECTOR, 256)
     assert found.reason == ""
-    assert ("another face is in the background" in found.warnings) == (found.crop.square.top < 30)
+    assert ("another face is in the background" in found.warnings) == (found.crop.region.top < 30)
 
 
 def test_flaws_are_warned_about_and_lower_the_quality():

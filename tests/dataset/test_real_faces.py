@@ -91,7 +91,7 @@ def test_crops_hold_head_and_shoulders(detector, size):
     assert crop.image.size == (size, size) and crop.padded_share == 0
     height = (crop.face.box[3] - crop.face.box[1]) / size
     assert 0.36 <= height <= 0.5
-    assert crop.square.top == 0  # all of her hair, which begins at row 15
+    assert crop.region.top == 0  # all of her hair, which begins at row 15
     assert crop.face.box[1] / size >= 0.08 and crop.face.box[3] / size <= 0.75
     # the detector finds the face in the crop where the crop says it is
     check(detector.detect(crop.image), crop.face.box, crop.face.landmarks[:2])
@@ -101,7 +101,7 @@ def test_crops_hold_head_and_shoulders(detector, size):
 def test_a_photo_that_is_all_face_is_used_whole(detector, real_data, name):
     picture = Image.open(real_data / "faces" / name).convert("RGB")
     found = examine(picture, detector, 256)
-    assert found.reason == "" and found.crop.padded_share == 0 and found.crop.square.side == 512
+    assert found.reason == "" and found.crop.padded_share == 0 and found.crop.region.width == 512
 
 
 def test_sharp_photographs_pass_and_blurred_ones_do_not(detector):

@@ -187,3 +187,16 @@ def test_saving_is_all_or_nothing(dataset, monkeypatch):
     with pytest.raises(StoreError, match="disk is full"):
         saved.save_dataset(changed)
     assert (dataset.folder / "dataset.json").read_bytes() == before
+
+
+def test_a_caption_file_in_another_encoding_is_read_or_told_never_passed_over(dataset):
+    path = dataset.folder / "001.txt"
+    path.write_text("mit Hut und Schürze", encoding="utf-16")
+    assert load_dataset(dataset.folder).photos[0].caption == "mit Hut und Schürze"
+    path.write_bytes("mit Schürze".encode("latin-1"))
+    with pytest.raises(StoreError, match=r"001\.txt cannot be read as text: save it as UTF-8"):
+        load_dataset(dataset.folder)
+    before = (dataset.folder / "dataset.json").read_bytes()
+    with pytest.raises(StoreError, match=r"001\.txt"):
+        save_dataset(dataset)
+    assert (dataset.folder / "dataset.json").read_bytes() == before

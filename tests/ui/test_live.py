@@ -37,6 +37,13 @@ class Desk:
         return job
 
 
+class _Shown:
+    """As much of a running job as a preview asks for."""
+
+    def __init__(self, preview: Path) -> None:
+        self.snapshot = Snapshot("1", "headshots", "x", "running", preview=preview)
+
+
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     made = Desk(tmp_path)
@@ -88,7 +95,29 @@ def test_cancel_is_told_at_once(desk):
     desk.live.cancel()
     assert desk.live.progress(job)["stage"] in ("Cancelling …", "Cancelled")
     assert job.wait(20).state == "cancelled"
-    assert desk.live.progress(job)["stage"] == "Cancelled"
+    shown = desk.live.progress(job)
+    assert shown["stage"] == "Cancelled" and "finished is kept" in shown["left"]
+
+
+def test_unfinished_pictures_are_said_to_be_so(desk, tmp_path):
+    job = desk.run()
+    shown = {}
+    for name in ("preview.png", "samples/step-000005.png", "001-navy-suit-1.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        portrait(1, "x").save(path)
+        preview = desk.live.preview(_Shown(path))
+        assert preview["picture"].startswith("data:image/jpeg")
+        shown[name] = (preview["text"].partition(";")[0], preview["shaping"])
+    assert list(shown.values()) == [("Taking shape …", True), ("Newest sample", False), ("Newest picture", False)]
+    assert desk.live.preview(job)["picture"] == ""  # a finished job shows its pictures instead
+
+
+def test_results_that_cannot_be_copied_say_where_they_lie(desk, tmp_path):
+    (tmp_path / "shown").write_text("a file where the folder should be")
+    results = desk.live.results(desk.run())
+    assert results is not None and results.pictures == ()
+    assert "could not be written" in results.summary and Path(results.folder).is_dir()
 
 
 def test_photos_show_verdict_and_reason(desk):
