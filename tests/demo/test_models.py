@@ -24,7 +24,7 @@ def drawn(count: int, seed: int) -> tuple[list, list[Face]]:
 
     people, scenes = draw.sample_people(count, UNSEEN_SEED), draw.sample_scenes(count, seed)
     images, faces = [], []
-    for rows in torch.arange(count).split(10):
+    for rows in torch.arange(count).split(25):
         pixels = (draw.draw(people[rows], scenes[rows]) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         images += [Image.fromarray(one) for one in pixels]
     boxes, landmarks = draw.truth(people, scenes)
