@@ -26,6 +26,7 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 RAM_NEEDED_BYTES = 7 * 2**30
 DISK_NEEDED_BYTES = 2 * 2**30  # photos, a run with its checkpoints and some hundred pictures
 WHOLE_COPY = "Get a complete copy of the program."
+WHOLE_BASE = "Put a complete copy of this base model there."
 MEND = "Delete the folder .venv beside app.py and start again: set-up makes it anew."
 
 #: What the demo needs below the models folder, and what to call it.
@@ -192,15 +193,19 @@ def check_writable(outputs: Path) -> Check:
 def check_bases(settings: Settings) -> list[Check]:
     """Every base model a person can choose, and every one that is damaged."""
     from headshot_ui import families
-    from headshot_ui.families.bases import damaged_base_files
+    from headshot_ui.families.bases import damaged_base_files, damaged_weights
 
     try:
         bases, damaged = families.all_bases(settings), damaged_base_files(settings)
     except (HeadshotError, OSError) as error:
         return [Check("base models", False, "they cannot be read", str(error))]
-    checks = [Check(f"base {base.id}", True, f"{base.title}, {base.size_px} px. {base.note}") for base in bases]
+    checks = []
+    for base in bases:
+        bad = ", ".join(str(path) for path in damaged_weights(base.folder))
+        detail = f"{bad} is damaged" if bad else f"{base.title}, {base.size_px} px. {base.note}"
+        checks.append(Check(f"base {base.id}", not bad, detail, WHOLE_BASE if bad else ""))
     for file in damaged:
-        checks.append(Check("base models", False, f"{file} cannot be read", "Install this base model again."))
+        checks.append(Check("base models", False, f"{file} cannot be read", WHOLE_BASE))
     if not checks:
         advice = f"{WHOLE_COPY} Or name the folder with --models or HEADSHOT_UI_MODELS."
         checks.append(Check("base models", False, f"none found in {settings.models_dir}", advice))
@@ -209,9 +214,14 @@ def check_bases(settings: Settings) -> list[Check]:
 
 def check_demo_files(models: Path) -> list[Check]:
     """The files of the demo, one check each."""
+    from headshot_ui.families.bases import weights_fault
+
     checks = []
     for name, pattern in DEMO_FILES.items():
         found = [path for path in models.glob(pattern) if path.is_file() and path.stat().st_size]
         detail = f"{len(found)} files" if len(found) > 1 else f"{models / pattern} is {'there' if found else 'missing'}"
-        checks.append(Check(name, bool(found), detail, "" if found else WHOLE_COPY))
+        weights = [path for path in found if path.suffix == ".safetensors"]
+        faults = [f"{path} is {fault}" for path in weights if (fault := weights_fault(path))]
+        good = bool(found) and not faults
+        checks.append(Check(name, good, "; ".join(faults) or detail, "" if good else WHOLE_COPY))
     return checks

@@ -20,6 +20,13 @@ NOTES_SHOWN = 20
 _package = logging.getLogger("headshot_ui")
 
 
+class _SilentOnTrouble(RotatingFileHandler):
+    """A log that cannot be written, on a full disk say, must not print tracebacks over what a person reads."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """The record is lost."""
+
+
 def start_log(settings: Settings) -> Path | None:
     """Write everything the package logs to ``logs_dir/headshot_ui.log`` (1 MB, three older ones kept).
 
@@ -31,7 +38,7 @@ def start_log(settings: Settings) -> Path | None:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
+        handler = _SilentOnTrouble(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
     except OSError as error:
         _package.warning("No log is written: %s", error)
         return None

@@ -43,4 +43,7 @@ def picture_lines(result: GenerateResult) -> Sequence[str]:
     for picture in result.pictures:
         percent = picture.likeness.percent if picture.likeness is not None else None
         lines.append(f"  {'  -  ' if percent is None else f'{percent:4.0f} %'}  {picture.preset:<24} {picture.path}")
-    return [f"{len(lines)} pictures, most alike first:", *lines]
+    count = f"{len(lines)} picture{'s' * (len(lines) != 1)}"
+    if all(picture.likeness is None for picture in result.pictures):
+        return [f"{count}, not compared with photos (the log says why if there are prepared photos):", *lines]
+    return [f"{count}, most alike first:", *lines]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from headshot_ui.commands.generate import picture_lines
-from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.job_runner import Context, run_alone, telling_how_to_go_on
 from headshot_ui.commands.output import print_json
 from headshot_ui.commands.prepare import dataset_lines
 from headshot_ui.commands.spec_options import DEFAULT_BASE, HELP, add_spec_options, build_spec
@@ -36,7 +36,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
         build_spec(TrainSpec, args, _TRAIN_NAMES),
         build_spec(GenerateSpec, args, _GENERATE_NAMES, lora="latest"),
     )
-    result = run_alone(context, spec)
+    with telling_how_to_go_on(context, spec.train.person):
+        result = run_alone(context, spec)
     if context.as_json:
         print_json(result)
     else:

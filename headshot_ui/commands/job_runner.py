@@ -7,16 +7,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
 from headshot_ui.commands.output import progress_stream
 from headshot_ui.commands.progress import ProgressPrinter
+from headshot_ui.commands.spec_options import DEFAULT_BASE
 from headshot_ui.errors import Cancelled, HeadshotError
+from headshot_ui.store import Store
 
 if TYPE_CHECKING:
     from headshot_ui.engine import Engine
     from headshot_ui.jobs import Job, Snapshot
+    from headshot_ui.runs import Run
     from headshot_ui.settings import Settings
     from headshot_ui.specs import Spec
 
@@ -49,6 +53,29 @@ def run_alone(context: Context, spec: Spec) -> Any:
     """Open an engine for one request and return its result. Raises as ``run_job``."""
     with context.engine() as engine:
         return run_job(engine, spec, context.progress_stream)
+
+
+@contextmanager
+def telling_how_to_go_on(context: Context, person: str) -> Iterator[None]:
+    """When training breaks off within the block, say on standard error how to continue it from its checkpoint."""
+    began = datetime.now(UTC).isoformat(timespec="microseconds")
+    try:
+        yield
+    except (Cancelled, HeadshotError):
+        run = _broken_off(Store(context.settings), person, began)
+        if run is not None:
+            base = "" if run.spec.base == DEFAULT_BASE else f" --base {run.spec.base}"
+            command = f"train --person {person}{base} --run {run.name}"
+            print(f"{run.step} of {run.total} steps are kept; go on with: {command}", file=sys.stderr, flush=True)
+        raise
+
+
+def _broken_off(store: Store, person: str, began: str) -> Run | None:
+    """The run that was worked on since ``began`` (UTC, ISO 8601) and has steps to go on from."""
+    from headshot_ui.runs import list_runs
+
+    runs = (run for run in list_runs(store, person) if run.changed >= began)
+    return next((run for run in runs if run.state != "done" and run.step), None)
 
 
 def run_job(engine: Engine, spec: Spec, stream: TextIO) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.job_runner import Context, run_alone, telling_how_to_go_on
 from headshot_ui.commands.output import print_json
 from headshot_ui.commands.spec_options import DEFAULT_BASE, add_spec_options, build_spec
 from headshot_ui.specs import TrainSpec
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    result = run_alone(context, build_spec(TrainSpec, args))
+    spec = build_spec(TrainSpec, args)
+    with telling_how_to_go_on(context, spec.person):
+        result = run_alone(context, spec)
     if context.as_json:
         print_json(result)
     else:

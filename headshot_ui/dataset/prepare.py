@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +106,8 @@ def prepare(
         swap_in(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):  # a person of whom nothing could be kept must not show up later; others are not empty
+            target.parent.rmdir()
     return load_dataset(target)
 
 
@@ -245,8 +248,12 @@ def _nothing_usable(photos: Sequence[PreparedPhoto], base: BaseInfo) -> DatasetE
         message = (
             "No photos were found: add about twelve photos of one person (JPEG, PNG, HEIC, WebP, or a zip of them)."
         )
+    elif len(photos) == 1 and not usable:
+        return DatasetError(f"“{photos[0].source}” cannot be used. {photos[0].reason}")
+    elif usable == len(photos):
+        message = f"{usable} usable photo{'s' * (usable > 1)} and at least {LEAST_PHOTOS} are needed: add about twelve."
     elif usable:
-        missing = f"; most of the others: {common[:1].lower()}{common[1:]}" if common else ": add about twelve."
+        missing = f"; most of the others: {common[:1].lower()}{common[1:]}"
         message = f"Only {usable} of {len(photos)} photos can be used and at least {LEAST_PHOTOS} are needed{missing}"
     elif all(photo.reason == NO_FACE for photo in photos):
         hint = " The demo models know drawn people only." if base.demo else ""

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from headshot_ui.errors import ModelError
-from headshot_ui.families.bases import damaged_base_files
+from headshot_ui.families.bases import base_not_found
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo, Family, LoadedBase
@@ -52,12 +52,7 @@ def find_base(base_id: str, settings: Settings) -> BaseInfo:
     for info in bases:
         if info.id == base_id:
             return info
-    known = ", ".join(info.id for info in bases) or "none"
-    damaged = ", ".join(str(path) for path in damaged_base_files(settings))
-    hint = f" (and these cannot be read: {damaged})" if damaged else ""
-    raise ModelError(
-        f"There is no base model “{base_id}” in {settings.models_dir}: choose one of those found: {known}{hint}."
-    )
+    raise base_not_found(base_id, [info.id for info in bases], settings)
 
 
 def load_base(info: BaseInfo, settings: Settings) -> LoadedBase:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
 BASE_FILE = "base.json"
+AGAIN = "put a complete copy of this base model there"
 
 
 def find_bases(family: str, settings: Settings) -> tuple[BaseInfo, ...]:
@@ -27,6 +30,59 @@ def find_bases(family: str, settings: Settings) -> tuple[BaseInfo, ...]:
         if info.family == family:
             found.append(info)
     return tuple(found)
+
+
+def base_not_found(base_id: str, known: Iterable[str], settings: Settings) -> ModelError:
+    """Why there is no base model of that id, and what to do."""
+    for path in _base_files(settings):
+        try:
+            info = read_base(path)
+        except ModelError as error:
+            if f'"{base_id}"' in _text(path):
+                return error
+            continue
+        if info.id == base_id:
+            return ModelError(
+                f"The base model “{base_id}” is of the kind “{info.family}”, which this version does not know: "
+                "update the program, or choose another base model."
+            )
+    here = f"There is no base model “{base_id}” in {settings.models_dir}"
+    damaged = ", ".join(str(path) for path in damaged_base_files(settings))
+    if damaged:
+        here += f", but these could not be read: {damaged}"
+    names = ", ".join(known)
+    if names:
+        return ModelError(f"{here}; choose one of those found: {names}.")
+    return ModelError(f"{here}: none can be used; get a complete copy of the program, or set --models.")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def weights_fault(path: Path) -> str:
+    """What is wrong with a safetensors file, in a few words; "" when it is as long as its header says.
+
+    Layout: 8 bytes little-endian header length, JSON header with ``data_offsets``, then the data. Reads no tensor.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(min(length, size)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return "damaged"
+    expected = 8 + length + max(ends, default=0)
+    return "" if size == expected else f"damaged ({size} bytes instead of {expected})"
+
+
+def damaged_weights(folder: Path) -> tuple[Path, ...]:
+    """Every safetensors file in and below ``folder`` that was cut short or overwritten."""
+    return tuple(path for path in sorted(folder.rglob("*.safetensors")) if weights_fault(path))
 
 
 def damaged_base_files(settings: Settings) -> tuple[Path, ...]:
@@ -45,25 +101,38 @@ def read_base(path: Path) -> BaseInfo:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: install this base model again.") from error
+        raise ModelError(f"{path} is damaged: {AGAIN}.") from error
     if not isinstance(data, dict):
-        raise ModelError(f"{path} is damaged: install this base model again.")
+        raise ModelError(f"{path} is damaged: {AGAIN}.")
     defaults = _checked(BaseDefaults, data.pop("defaults", {}), path)
     fields = _checked(BaseInfo, data, path)
-    try:
-        return BaseInfo(**{**fields, "folder": path.parent, "defaults": BaseDefaults(**defaults)})
-    except TypeError as error:
-        raise ModelError(f"{path} lacks an entry ({error}): install this base model again.") from error
+    fields |= {"folder": path.parent, "defaults": BaseDefaults(**defaults)}
+    for field in dataclasses.fields(BaseInfo):
+        if field.name not in fields and field.default is dataclasses.MISSING:
+            raise ModelError(f"The entry “{field.name}” is missing in {path}: {AGAIN}.")
+    return BaseInfo(**fields)
 
 
 def _checked(kind: type, data: Any, path: Path) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(kind)} - {"folder"}
     if not isinstance(data, dict):
-        raise ModelError(f"{path} is damaged: install this base model again.")
+        raise ModelError(f"{path} is damaged: {AGAIN}.")
     unknown = sorted(set(data) - known)
     if unknown:
         raise ModelError(f"{path} has an entry “{unknown[0]}” that this version does not know: update the program.")
+    hints = typing.get_type_hints(kind)
+    for name, value in data.items():
+        if not _fits(value, hints[name]):
+            raise ModelError(f"“{name}” in {path} is not usable: {AGAIN}.")
     return data
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a declared type; whole numbers may stand for fractions, never true for 1."""
+    kinds = typing.get_args(hint) or (hint,)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
 
 
 def _base_files(settings: Settings) -> list[Path]:

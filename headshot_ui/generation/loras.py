@@ -96,4 +96,4 @@ def _metadata(path: Path) -> Mapping[str, str]:
         with safe_open(path, framework="np") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"The LoRA {path} is damaged; choose another or train again.") from error
+        raise ModelError(f"{path} is damaged or is no LoRA file; choose another or train again.") from error

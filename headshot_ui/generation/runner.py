@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headshot_ui.errors import Cancelled
+from headshot_ui.errors import Cancelled, StoreError
 from headshot_ui.families.protocol import DenoiseRequest, LoadedBase, PromptEmbeds
 from headshot_ui.generation.loras import ChosenLora, choose_lora, person_words
 from headshot_ui.generation.plan import PlannedPicture, batches, plan, resolve
@@ -90,7 +90,10 @@ def generate(
     seconds = time.monotonic() - started
     if pictures:
         state = "done" if problem is None else "cancelled" if isinstance(problem, Cancelled) else "failed"
-        write_ranking(folder, work.spec, pictures, work.lora, seconds, state)
+        try:
+            write_ranking(folder, work.spec, pictures, work.lora, seconds, state)
+        except StoreError as error:  # the first problem is the one to tell
+            problem = problem or error
     else:
         folder.rmdir()
     if problem is not None:

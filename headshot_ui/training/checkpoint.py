@@ -55,23 +55,24 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
              OPTIMIZER: packed.getvalue()}  # fmt: skip
     final = folder / f"step-{checkpoint.step:06d}"
     temporary = folder / f"{final.name}.tmp"
-    with told_plainly(final, "written"):
+    state = {
+        "step": checkpoint.step,
+        "losses": list(checkpoint.losses),
+        "waiting": list(checkpoint.waiting),
+        "class_waiting": list(checkpoint.class_waiting),
+        "sha256": {name: _digest(data) for name, data in files.items()},
+    }
+    try:
+        with told_plainly(final, "written"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            for name, data in files.items():
+                write_bytes_atomic(temporary / name, data)
+            write_json_atomic(temporary / STATE, state)
+            if final.exists():  # left from before an older one was continued
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+    finally:  # on a full disk its part would take the room that the run's own manifest needs
         shutil.rmtree(temporary, ignore_errors=True)
-        for name, data in files.items():
-            write_bytes_atomic(temporary / name, data)
-        write_json_atomic(
-            temporary / STATE,
-            {
-                "step": checkpoint.step,
-                "losses": list(checkpoint.losses),
-                "waiting": list(checkpoint.waiting),
-                "class_waiting": list(checkpoint.class_waiting),
-                "sha256": {name: _digest(data) for name, data in files.items()},
-            },
-        )
-        if final.exists():  # left from before an older one was continued
-            shutil.rmtree(final)
-        os.replace(temporary, final)
     _remove_old(folder)
     return final
 

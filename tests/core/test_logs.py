@@ -34,6 +34,32 @@ def out_of_memory_like_torch() -> RuntimeError:
     return type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
+def test_a_log_on_a_full_disk_prints_no_traceback(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def tell(self) -> int:
+            return 0
+
+        def flush(self) -> None: ...
+
+        def seek(self, *_: int) -> int:
+            return 0
+
+        def close(self) -> None: ...
+
+    (handler,) = (h for h in logging.getLogger("headshot_ui").handlers if isinstance(h, logging.StreamHandler))
+    monkeypatch.setattr(handler, "stream", Full())
+    assert explain(raised(ModelError("It is damaged: get another."), cause=KeyError("x"))) == (
+        "It is damaged: get another."
+    )
+    monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+
+
 def test_our_own_errors_are_told_as_they_are(log: Path) -> None:
     assert explain(raised(ModelError("The base model is damaged: download it again."))) == (
         "The base model is damaged: download it again."

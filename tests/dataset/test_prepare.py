@@ -143,7 +143,7 @@ def test_three_ways_to_have_nothing_have_three_sentences(store, album):
         said.append(str(caught.value))
     assert "No photos were found" in said[0] and "No face was found in any of the 2" in said[1]
     assert f"Only 1 of 2 photos can be used and at least {LEAST_PHOTOS} are needed" in said[2] and "no face" in said[2]
-    assert not store.dataset_dir("robin").exists() and not list(store.person_dir("robin").iterdir())
+    assert not store.person_dir("robin").exists()
 
 
 def test_the_error_lists_every_photo(store, album):
@@ -152,6 +152,24 @@ def test_the_error_lists_every_photo(store, album):
     with pytest.raises(DatasetError, match="None of the 2 photos") as caught:
         run(store, album)
     assert [note.split(":")[0] for note in caught.value.__notes__] == ["a.jpg", "b.nef"]
+
+
+def test_a_single_thing_that_is_no_photo_is_one_sentence(store, album):
+    (album / "a.jpg").write_bytes(b"a letter")
+    with pytest.raises(DatasetError) as caught:
+        run(store, album / "a.jpg")
+    assert str(caught.value).startswith("“a.jpg” cannot be used. This is not a picture")
+    assert not getattr(caught.value, "__notes__", [])
+    with pytest.raises(DatasetError, match=r"1 usable photo and at least 3 are needed: add about twelve\.$"):
+        add(album, 1)
+        run(store, album / "1.jpg")
+
+
+def test_a_person_of_whom_nothing_could_be_kept_leaves_no_folder(store, album):
+    add(album, 1, 2, height=0)
+    with pytest.raises(DatasetError):
+        run(store, album)
+    assert store.people() == ()
 
 
 @pytest.mark.parametrize("fault", ["cancel", "full disk", "no faces"])

@@ -76,6 +76,36 @@ def test_a_damaged_base_file_is_named_and_hides_no_other(
         families.find_base("x", here)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"size_px": "big"}, "“size_px”"),
+        ({"demo": 1}, "“demo”"),
+        ({"defaults": {"train_steps": True}}, "“train_steps”"),
+        ({"defaults": {"learning_rate": [1]}}, "“learning_rate”"),
+        ({"title": None}, "“title”"),
+        ({"family": "cubism"}, "“cubism”, which this version does not know"),
+    ],
+)
+def test_asked_for_a_base_that_cannot_be_used_the_reason_is_told(
+    change: dict, words: str, models_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models_dir / "tiny", tmp_path / "tiny", copy_function=_link)
+    path = tmp_path / "tiny" / "base.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    here = Settings.from_environment(models_dir=tmp_path, device="cpu", dtype="float32")
+    with pytest.raises(ModelError, match=words):
+        families.find_base("tiny-sdxl", here)
+    assert families.all_bases(here) == ()
+
+
+def test_whole_numbers_and_nothing_are_good_enough_for_defaults(tmp_path: Path) -> None:
+    facts = {"id": "x", "family": "sdxl", "title": "X", "licence": "", "note": "", "size_px": 64}
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps(facts | {"defaults": {"guidance_scale": 2, "min_snr_gamma": None}}))
+    assert read_base(path).defaults.guidance_scale == 2
+
+
 def _link(source: str, target: str) -> None:
     Path(target).write_bytes(Path(source).read_bytes())
 

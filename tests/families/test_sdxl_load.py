@@ -76,6 +76,14 @@ def test_a_damaged_config_is_named(copy: Path, settings: Settings) -> None:
         load(copy, settings)
 
 
+@pytest.mark.parametrize("entry", [{"prediction_type": "guess"}, {"beta_schedule": "wild"}, {"beta_start": "x"}])
+def test_a_schedule_that_makes_no_sense_is_named(entry: dict[str, str], copy: Path, settings: Settings) -> None:
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    with pytest.raises(ModelError, match=r"scheduler_config\.json cannot be used"):
+        load(copy, settings)
+
+
 def test_missing_tensors_are_not_filled_with_noise(copy: Path, settings: Settings) -> None:
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

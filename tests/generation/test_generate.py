@@ -254,6 +254,23 @@ def test_a_failing_judge_loses_no_saved_picture(tmp_path: Path):
     assert [picture.seed for picture in read_ranking(folders(store)[0]) if picture.likeness is None][0] == 12
 
 
+def test_the_first_problem_is_told_when_the_ranking_cannot_be_written_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import headshot_ui.generation.runner as runner
+
+    def full(*_: object) -> None:
+        raise StoreError("headshots.json could not be written: the disk is full.")
+
+    monkeypatch.setattr(runner, "write_ranking", full)
+    store = make_store(tmp_path)
+    with pytest.raises(Cancelled):
+        generate(SPEC, store, FakeBase(), Reports(FINISHING, 2))
+    with pytest.raises(StoreError, match="disk is full"):
+        generate(SPEC, store, FakeBase(), Reports())
+    assert [len(list(folder.glob("*.png"))) for folder in folders(store)] == [6, 6]
+
+
 # --- bad requests ------------------------------------------------------------------------------------
 def test_unknown_words_are_named(tmp_path: Path):
     base = FakeBase(vocabulary=frozenset(("portrait", "of", "tok", "person", "wearing", "a")))

@@ -30,7 +30,7 @@ def fill(models: Path) -> None:
     for pattern in doctor.DEMO_FILES.values():
         file = models / pattern.replace("*", "robin-1")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("x")
+        file.write_bytes((2).to_bytes(8, "little") + b"{}")  # a safetensors file without tensors
     facts = {"id": "demo-sdxl", "family": "sdxl", "title": "Demo", "licence": "x", "note": "Cartoons.", "size_px": 256}
     (models / "demo/sdxl/base.json").write_text(json.dumps(facts))
 
@@ -69,6 +69,20 @@ def test_an_empty_demo_file_counts_as_missing(settings):
     (settings.models_dir / doctor.DEMO_FILES["demo recogniser"]).write_bytes(b"")
     wrong = [check.name for check in doctor.check_demo_files(settings.models_dir) if not check.ok]
     assert wrong == ["demo recogniser"]
+
+
+def test_weights_that_were_cut_short_are_told(settings):
+    fill(settings.models_dir)
+    unet = settings.models_dir / "demo/sdxl/unet/diffusion_pytorch_model.safetensors"
+    unet.parent.mkdir()
+    entry = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+    unet.write_bytes(len(entry).to_bytes(8, "little") + entry + b"1234")
+    recogniser = settings.models_dir / doctor.DEMO_FILES["demo recogniser"]
+    recogniser.write_bytes(b"half")
+    (base,) = doctor.check_bases(settings)
+    assert base.ok is False and str(unet) in base.detail and "complete copy" in base.advice
+    (wrong,) = [check for check in doctor.check_demo_files(settings.models_dir) if not check.ok]
+    assert wrong.name == "demo recogniser" and "damaged" in wrong.detail and wrong.advice
 
 
 def test_packages_are_compared_with_the_lock(lock):

@@ -360,6 +360,8 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(
 
     def full(path: Path, data: bytes) -> None:
         if path.parent.name.startswith("step-000004"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data[:10])
             raise OSError(28, "No space left on device")
         real(path, data)
 
@@ -369,6 +371,7 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(
     monkeypatch.undo()
     (run,) = runs.list_runs(store, "anna")
     assert (run.state, run.step) == ("failed", 2)
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-000002"], "no part takes up room"
     assert len(train(dataclasses.replace(SPEC, run=run.name), store, loaded, dataset, Listener()).losses) == 6
 
 

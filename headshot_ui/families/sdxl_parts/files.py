@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from headshot_ui.errors import ModelError
+from headshot_ui.families.bases import AGAIN, weights_fault
 
-AGAIN = "install this base model again"
 _MODELS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -65,22 +65,11 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise ModelError unless a safetensors file is as long as its header says. Reads the header only.
-
-    Layout: 8 bytes little-endian header length, JSON header with ``data_offsets``, then the data.
-    """
+    """Raise ModelError unless a safetensors file is as long as its header says. Reads the header only."""
     _must_exist(path)
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(min(length, size)))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is damaged: {AGAIN}.") from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise ModelError(f"{path} is damaged ({size} bytes instead of {expected}): {AGAIN}.")
+    fault = weights_fault(path)
+    if fault:
+        raise ModelError(f"{path} is {fault}: {AGAIN}.")
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from headshot_ui.errors import ModelError
-from headshot_ui.families.sdxl_parts.files import AGAIN, check_files, read_json_file, variant_of
+from headshot_ui.families.bases import AGAIN
+from headshot_ui.families.sdxl_parts.files import check_files, read_json_file, variant_of
 
 CLIP_TOKENS = 77
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what the Euler sampler can undo
 
 
 @dataclass
@@ -60,6 +62,7 @@ def load_modules(folder: Path, device: str, dtype: torch.dtype) -> SdxlModules:
             ),
         )
     _check_widths(modules, folder)
+    _check_scheduler(modules.scheduler_config, folder)
     if device == "cpu":  # measured on the demo base: decoding takes a quarter less time; the UNet gains nothing
         modules.vae.to(memory_format=torch.channels_last)
     return modules
@@ -102,6 +105,21 @@ def _check_widths(modules: SdxlModules, folder: Path) -> None:
     width = sum(encoder.config.hidden_size for encoder in modules.text_encoders)
     if width != modules.unet.config.cross_attention_dim:
         raise ModelError(f"The parts in {folder} belong to different models: {AGAIN}.")
+
+
+def _check_scheduler(config: dict[str, Any], folder: Path) -> None:
+    """Built here once, because a bad one would otherwise be noticed only when drawing or training begins."""
+    from diffusers import DDPMScheduler, EulerDiscreteScheduler
+
+    try:
+        with quiet():
+            known = config.get("prediction_type", "epsilon") in _PREDICTIONS
+            EulerDiscreteScheduler.from_config(config).set_timesteps(2)
+            DDPMScheduler.from_config(config)
+    except Exception as error:  # the constructors raise whatever a strange entry leads to
+        raise ModelError(f"{folder / 'scheduler' / 'scheduler_config.json'} cannot be used: {AGAIN}.") from error
+    if not known:
+        raise ModelError(f"{folder / 'scheduler' / 'scheduler_config.json'} cannot be used: {AGAIN}.")
 
 
 @contextmanager
