@@ -140,8 +140,8 @@ class Workshop:
             _log.warning("Photos are not compared: %s", error)
             return None
 
-    def judge(self, info: BaseInfo, person: str) -> Judge | None:
-        """The judge of a prepared person. None, with the reason in the log, where likeness cannot be measured."""
+    def judge(self, info: BaseInfo, person: str, report: Reporter) -> Judge | None:
+        """The judge of a prepared person. None, with the reason told and logged, where likeness cannot be measured."""
         folder = self.store.dataset_dir(person)
         if not folder.is_dir():
             return None
@@ -149,6 +149,7 @@ class Workshop:
             return self.parts.load_judge(self.settings, info, self.detector(info), self.parts.load_dataset(folder))
         except HeadshotError as error:  # pictures without a score are better than none
             _log.warning("Likeness of %s is not measured: %s", person, error)
+            report(f"Likeness is not measured: {error}", 0, 1)
             return None
 
 
@@ -171,7 +172,7 @@ def run_train(shop: Workshop, spec: TrainSpec, report: Reporter, meter: StageMet
 def run_generate(shop: Workshop, spec: GenerateSpec, report: Reporter, meter: StageMeter) -> GenerateResult:
     """Presets × seeds → pictures, ranked where the person's photos are known."""
     info = shop.base(spec.base)
-    judge = shop.judge(info, spec.person)
+    judge = shop.judge(info, spec.person, report)
     with shop.measured(info, "generate", meter), shop.loaded(info) as loaded:
         return shop.parts.generate(spec, shop.store, loaded, report, judge)
 
@@ -204,7 +205,7 @@ def _draw_before(
 ) -> LikenessCount | None:
     """A few pictures by the bare base model, kept away from the headshots: what the LoRA is measured against."""
     info = shop.base(spec.base)
-    judge = shop.judge(info, spec.person)
+    judge = shop.judge(info, spec.person, report)
     if judge is None:
         return None
     own_words = bool(spec.prompt) and not spec.presets

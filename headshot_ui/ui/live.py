@@ -215,7 +215,7 @@ class Live:
 
     def earlier_results(self, chosen: Earlier) -> Results:
         """One of ``earlier`` as copies in the private folder. Raises StoreError."""
-        summary = f"{_matched(chosen.pictures)} Made on {chosen.day}."
+        summary = f"{_matched(chosen.pictures, chosen.person)} Made on {chosen.day}."
         target = self._shown_dir / f"{chosen.person}-{chosen.folder.name}"
         return _packed(chosen.pictures, chosen.person, chosen.folder / SHEET_NAME, target, summary)
 
@@ -308,8 +308,8 @@ def _summary(made: HeadshotsResult) -> str:
     )
 
 
-def _matched(pictures: Sequence[Picture]) -> str:
+def _matched(pictures: Sequence[Picture], person: str) -> str:
     measured = [picture.likeness for picture in pictures if picture.likeness is not None]
     if not measured:
         return f"{len(pictures)} pictures."
-    return f"{sum(likeness.matched for likeness in measured)} of {len(measured)} pictures look like the person."
+    return f"{sum(likeness.matched for likeness in measured)} of {len(measured)} pictures look like {person}."

@@ -98,7 +98,7 @@ def _layout(bases: Sequence[BaseInfo]) -> Parts:
         summary = gr.HTML({"summary": ""}, html_template=templates.RESULTS, elem_id="summary")
         gallery = gr.Gallery(
             label="Headshots, most alike first", show_label=False, columns=4, height="auto", object_fit="cover",
-            interactive=False, buttons=["download", "fullscreen"], elem_id="gallery",
+            interactive=False, buttons=["download", "fullscreen"], elem_id="gallery", elem_classes="hs-gallery",
         )  # fmt: skip
         with gr.Row(elem_classes="hs-actions"):
             archive = gr.DownloadButton("Download all (zip)", variant="primary", elem_id="archive")
@@ -133,7 +133,7 @@ def _layout(bases: Sequence[BaseInfo]) -> Parts:
             gr.HTML(html_template=templates.EARLIER)
             earlier = gr.Gallery(
                 label="Earlier headshots", show_label=False, columns=6, height="auto", object_fit="cover",
-                interactive=False, allow_preview=False, buttons=[], elem_id="earlier",
+                interactive=False, allow_preview=False, buttons=[], elem_id="earlier", elem_classes="hs-gallery",
             )  # fmt: skip
     photos = gr.HTML({"photos": []}, html_template=templates.PHOTOS, elem_id="photos")
     return Parts(

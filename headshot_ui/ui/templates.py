@@ -66,7 +66,7 @@ PROGRESS = """
 CURVE = """
 {{#if value.line}}
 <figure class="hs-curve">
-  <figcaption>Loss <b>{{value.last}}</b></figcaption>
+  <figcaption>Loss <b>{{value.last}}</b>: how wrong the model still is</figcaption>
   <svg viewBox="0 0 600 180" preserveAspectRatio="none" role="img"
        aria-label="Training loss after {{value.steps}} steps: {{value.last}}, between {{value.high}} and {{value.low}}">
     <line x1="0" y1="170" x2="600" y2="170"/>

@@ -34,6 +34,12 @@ def test_from_photos_to_ranked_pictures(app, open_page, photos):
     with page.expect_download() as saved:
         page.get_by_role("button", name="Download all (zip)").click()
     assert saved.value.suggested_filename == "anna-muller-headshots.zip"
+    pictures.nth(2).click()  # large, and back again
+    large = page.locator("#gallery .media-button img")
+    expect(large).to_be_visible()
+    assert large.bounding_box()["height"] > 300
+    page.keyboard.press("Escape")
+    expect(large).to_have_count(0)
     page.get_by_text("Contact sheet").click()
     sheet = page.get_by_alt_text(re.compile("^Photos given"))
     expect(sheet).to_be_visible()
@@ -141,7 +147,7 @@ def test_after_a_restart_earlier_headshots_are_listed(app, open_page):
     expect(page.locator("#earlier")).to_contain_text("demo-robin")
     listed.click()
     expect(page.locator("#gallery button.thumbnail-item")).to_have_count(20)
-    expect(page.locator("#summary")).to_contain_text("18 of 20 pictures look like the person. Made on")
+    expect(page.locator("#summary")).to_contain_text("18 of 20 pictures look like demo-robin. Made on")
     expect(form(page).start).to_be_hidden()
     with page.expect_download() as saved:
         page.get_by_role("button", name="Download all (zip)").click()

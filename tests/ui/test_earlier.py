@@ -65,7 +65,7 @@ def test_an_earlier_set_is_shown_like_a_new_one(settings, tmp_path):
     results = live.earlier_results(earlier)
     assert results.folder == str(folder)
     assert results.pictures[0][1] == "96 % likeness · Navy suit, grey studio"
-    assert results.summary.startswith("18 of 20 pictures look like the person. Made on")
+    assert results.summary.startswith("18 of 20 pictures look like anna. Made on")
     assert all(shown_dir in Path(path).parents for path, _ in results.pictures)
     with zipfile.ZipFile(results.archive) as packed:
         assert len(packed.namelist()) == 20
