@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headshot_ui.ui.live import EngineLike
 
 FIRST_PORT, PORTS_TRIED = 7860, 50
+PORT_RACES = 5
 _HERE = Path(__file__).parent
 #: Gradio calls its thumbnails "Thumbnail 1 of 9" to people who cannot see them; the caption says more.
 NAME_THUMBNAILS = """() => {
@@ -53,18 +54,25 @@ def launch(engine: EngineLike, settings: Settings, host: str, port: int | None, 
     from headshot_ui.ui.page import build_page
     from headshot_ui.ui.theme import palette_css, theme
 
-    port = free_port(host, port)
     page = build_page(engine, settings, shown_dir, **page_options)
     page.queue(max_size=20)
-    page.launch(
-        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
-        run_history=False, enable_monitoring=False, show_error=False, mcp_server=False, ssr_mode=False,
-        footer_links=[], max_file_size="500mb", theme=theme(), css=palette_css(), css_paths=[_HERE / "page.css"],
-        favicon_path=_HERE / "icon.svg", js=NAME_THUMBNAILS,
-        app_kwargs={"middleware": [Middleware(Guard)], "openapi_url": None, "docs_url": None, "redoc_url": None},
-    )  # fmt: skip
+    for tries_left in reversed(range(PORT_RACES)):
+        free = free_port(host, port)
+        try:
+            page.launch(
+                server_name=host, server_port=free, prevent_thread_lock=True, quiet=True, share=False, inbrowser=False,
+                run_history=False, enable_monitoring=False, show_error=False, mcp_server=False, ssr_mode=False,
+                footer_links=[], max_file_size="500mb", theme=theme(), css=palette_css(),
+                css_paths=[_HERE / "page.css"], favicon_path=_HERE / "icon.svg", js=NAME_THUMBNAILS,
+                app_kwargs={"middleware": [Middleware(Guard)], "openapi_url": None, "docs_url": None,
+                            "redoc_url": None},
+            )  # fmt: skip
+            break
+        except OSError as error:  # another program was quicker since the port was found free
+            if tries_left == 0:
+                raise SetupError(f"The page could not be opened at port {free}: try again.") from error
     shown_host = f"[{host}]" if ":" in host else host
-    return page, f"http://{shown_host}:{port}/"
+    return page, f"http://{shown_host}:{free}/"
 
 
 def free_port(host: str, wanted: int | None) -> int:

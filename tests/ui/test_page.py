@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,18 @@ def test_a_port_that_is_taken_is_told_plainly(address):
     with pytest.raises(SetupError, match=f"Port {port} is used by another program"):
         serve.free_port("127.0.0.1", port)
     assert serve.free_port("127.0.0.1", None) != port
+
+
+def test_a_port_lost_to_a_quicker_program_is_replaced_by_another(tmp_path, monkeypatch):
+    settings = Settings.from_environment(outputs_dir=tmp_path / "outputs")
+    with socket.socket() as quicker:
+        quicker.bind(("127.0.0.1", 0))
+        quicker.listen()
+        real, answers = serve.free_port, [quicker.getsockname()[1]]
+        monkeypatch.setattr(serve, "free_port", lambda *wanted: answers.pop() if answers else real(*wanted))
+        page, where = serve.launch(FakeEngine(settings), settings, "127.0.0.1", None)
+    assert answers == [] and ask(where, "/") == 200
+    page.close(verbose=False)
 
 
 def _luminance(colour: str) -> float:
