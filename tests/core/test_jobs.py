@@ -226,6 +226,8 @@ def test_many_threads_cancelling_and_watching_see_only_lawful_histories(queue: J
             raise ValueError("no luck")
         return steps + 1
 
+    gate = Gate()  # holds the worker, so that some jobs are cancelled for certain however fast the machine is
+    queue.submit("x", "x", gate)
     for _ in range(120):
         steps, fails = chance.randrange(30), chance.random() < 0.3
         job = queue.submit("x", "x", lambda report, s=steps, f=fails: runner(s, f, report))
@@ -239,6 +241,9 @@ def test_many_threads_cancelling_and_watching_see_only_lawful_histories(queue: J
         for _ in range(60):
             own.choice(jobs).cancel()
 
+    for job in jobs[:5]:
+        job.cancel()
+    gate.go_on.set()
     threads = [threading.Thread(target=disturb, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
