@@ -15,6 +15,11 @@ from typing import Any, Self
 
 from headshot_ui.errors import SpecError
 
+REFINE_WAYS = ("off", "ensemble", "img2img")
+UPSCALES = (1, 2, 4)
+EXPORT_LAYOUTS = ("linkedin", "cv", "badge", "full")
+EXPORT_FILE_TYPES = ("jpeg", "png", "webp")
+
 _PERSON = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -136,6 +141,10 @@ class GenerateSpec(Spec):
     width: int | None = None
     height: int | None = None
     keep_best: int | None = None  # None keeps all
+    refine: str | None = None  # one of REFINE_WAYS
+    refiner: str | None = None  # id of a refiner; None: the first one made for this base
+    refiner_switch: float | None = None  # "ensemble": share of the noise schedule after which the refiner takes over
+    refiner_strength: float | None = None  # "img2img": share of the steps the refiner draws again
 
     def __post_init__(self) -> None:
         check_person(self.person)
@@ -150,24 +159,81 @@ class GenerateSpec(Spec):
             _between(field, value, 64, 2048, f"The {field}")
             if value is not None and value % 64:
                 raise SpecError(field, f"The {field} is {value}; it must be a multiple of 64.")
+        if self.refine is not None and self.refine not in REFINE_WAYS:
+            raise SpecError("refine", f"“{self.refine}” is no way of refining; choose from {', '.join(REFINE_WAYS)}.")
+        _between("refiner_switch", self.refiner_switch, 0.05, 0.95, "The moment the refiner takes over")
+        _between("refiner_strength", self.refiner_strength, 0.01, 1, "The strength of refining")
+
+
+@dataclass(frozen=True)
+class RestoreSpec(Spec):
+    """Pictures → the same pictures with repaired faces, and larger if asked for."""
+
+    person: str  # whose folder the results go to
+    pictures: tuple[str, ...]  # files, folders or zip archives; any picture, not only our own
+    restorer: str | None = None  # id; None: the best one that is installed
+    fidelity_weight: float = 0.5  # 0 repairs most, 1 keeps most of what is there
+    faces: tuple[int, ...] = ()  # which faces of each picture, largest first from 1; () restores all
+    upscale: int = 1  # 1, 2 or 4: enlarges the whole picture
+    parse_face: bool = False  # blend in along the outline of the face instead of a soft square
+
+    def __post_init__(self) -> None:
+        check_person(self.person)
+        if not self.pictures:
+            raise SpecError("pictures", "No picture was given: choose at least one to restore.")
+        _between("fidelity_weight", self.fidelity_weight, 0, 1, "The fidelity weight")
+        if self.upscale not in UPSCALES:
+            raise SpecError("upscale", f"The enlargement is {self.upscale}; it must be 1, 2 or 4.")
+        if any(face < 1 for face in self.faces):
+            raise SpecError("faces", "Faces are numbered from 1, the largest first.")
+
+
+@dataclass(frozen=True)
+class ExportSpec(Spec):
+    """Finished pictures → crops for a purpose, as files of the wanted kind, and a zip of them."""
+
+    person: str
+    pictures: tuple[str, ...] = ()  # files; () means every starred picture of the person
+    layouts: tuple[str, ...] = EXPORT_LAYOUTS
+    file_type: str = "jpeg"  # one of EXPORT_FILE_TYPES
+    quality: int = 92  # of JPEG and WebP, 1 to 100
+    disclose: bool = True  # say in the file that the picture is AI-generated
+
+    def __post_init__(self) -> None:
+        check_person(self.person)
+        if not self.layouts:
+            raise SpecError("layouts", "No layout was chosen: choose at least one.")
+        for layout in self.layouts:
+            if layout not in EXPORT_LAYOUTS:
+                raise SpecError("layouts", f"There is no layout “{layout}”; choose from {', '.join(EXPORT_LAYOUTS)}.")
+        if self.file_type not in EXPORT_FILE_TYPES:
+            kinds = ", ".join(EXPORT_FILE_TYPES)
+            raise SpecError("file_type", f"“{self.file_type}” is no kind of file that can be written; choose {kinds}.")
+        _between("quality", self.quality, 1, 100, "The quality")
 
 
 @dataclass(frozen=True)
 class HeadshotsSpec(Spec):
-    """All of it: photos in, ranked headshots out."""
+    """All of it: photos in, ranked headshots out, the best of them restored and exported if asked for."""
 
     prepare: PrepareSpec
     train: TrainSpec
     generate: GenerateSpec
+    restore_best: int = 0  # so many of the best pictures are restored
+    export_best: int = 0  # so many of the best (restored, where they were) are exported in every layout
+    fidelity_weight: float = 0.5
 
     def __post_init__(self) -> None:
         if not (self.prepare.person == self.train.person == self.generate.person):
             raise SpecError("person", "Preparing, training and generating must be for the same person.")
+        _between("restore_best", self.restore_best, 0, 512, "The number of pictures to restore")
+        _between("export_best", self.export_best, 0, 512, "The number of pictures to export")
+        _between("fidelity_weight", self.fidelity_weight, 0, 1, "The fidelity weight")
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(
-            PrepareSpec.from_json(data["prepare"]),
-            TrainSpec.from_json(data["train"]),
-            GenerateSpec.from_json(data["generate"]),
-        )
+        parts: dict[str, type[Spec]] = {"prepare": PrepareSpec, "train": TrainSpec, "generate": GenerateSpec}
+        read: dict[str, Any] = {
+            name: parts[name].from_json(value) if name in parts else value for name, value in data.items()
+        }
+        return cls(**read)

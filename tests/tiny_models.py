@@ -45,7 +45,45 @@ def make_tiny_sdxl(
     return folder
 
 
-def _unet(width: int):
+def make_tiny_refiner(
+    folder: Path,
+    seed: int = 9,
+    *,
+    prediction_type: str = "v_prediction",
+    refiner_id: str = "tiny-refiner",
+    bases: tuple[str, ...] = ("tiny-sdxl",),
+    scored: bool = True,
+    zeros_for_empty_prompt: bool = True,
+) -> Path:
+    """Write a random refiner with its ``refiner.json`` into ``folder`` and return ``folder``.
+
+    It reads the second text encoder of ``make_tiny_sdxl`` and takes five size conditions, or six if not ``scored``.
+    """
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        _unet(16, text_width=24, ids=5 if scored else 6).half().save_pretrained(folder / "unet")
+    finally:
+        torch.random.set_rng_state(state)
+    _scheduler(prediction_type).save_pretrained(folder / "scheduler")
+    index = {
+        **_model_index(),
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+        "force_zeros_for_empty_prompt": zeros_for_empty_prompt,
+        "requires_aesthetics_score": scored,
+    }
+    _write_json(folder / "model_index.json", index)
+    facts = {"id": refiner_id, "family": "sdxl", "title": "Tiny refiner (random weights)", "licence": "Apache-2.0"}
+    _write_json(folder / "refiner.json", {**facts, "note": "Random weights.", "bases": list(bases), "demo": True})
+    return folder
+
+
+def _unet(width: int, text_width: int = 40, ids: int = 6):
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -57,11 +95,11 @@ def _unet(width: int):
         transformer_layers_per_block=(1, 1, 1),
         attention_head_dim=(1, 2, 4),
         norm_num_groups=8,
-        cross_attention_dim=40,
+        cross_attention_dim=text_width,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
+        projection_class_embeddings_input_dim=24 + ids * 8,
     )
 
 

@@ -13,10 +13,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from headshot_ui.errors import ModelError
-from headshot_ui.families.bases import base_not_found
+from headshot_ui.families.bases import base_not_found, refiner_not_found
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo, Family, LoadedBase
+    from headshot_ui.families.protocol import (
+        BaseInfo,
+        Family,
+        LoadedBase,
+        LoadedRefiner,
+        RefinerFacts,
+        RefinerInfo,
+        Vocabulary,
+    )
     from headshot_ui.settings import Settings
 
 
@@ -57,8 +65,74 @@ def find_base(base_id: str, settings: Settings) -> BaseInfo:
 
 def load_base(info: BaseInfo, settings: Settings) -> LoadedBase:
     """Read a base model into memory. Raises ModelError naming the file that is missing or damaged."""
+    return _family_of(info).load(info, settings)
+
+
+def vocabulary(info: BaseInfo) -> Vocabulary:
+    """What a base model can read, without loading its weights. Raises ModelError naming the file at fault."""
+    return _family_of(info).vocabulary(info)
+
+
+# --- refiners ---------------------------------------------------------------------------------------
+def all_refiners(settings: Settings) -> tuple[RefinerInfo, ...]:
+    """Every refiner under ``settings.models_dir``, demo models first, then by title."""
+    refiners = [info for family in all_families().values() for info in family.refiners(settings)]
+    return tuple(sorted(refiners, key=lambda info: (not info.demo, info.title, info.id)))
+
+
+def refiners_for(base: BaseInfo, settings: Settings) -> tuple[RefinerInfo, ...]:
+    """The refiners that say they are for this base: those that name it first, then those for any of its family."""
+    fitting = [
+        info
+        for info in all_refiners(settings)
+        if info.family == base.family and (not info.bases or base.id in info.bases)
+    ]
+    return tuple(sorted(fitting, key=lambda info: base.id not in info.bases))
+
+
+def find_refiner(refiner_id: str | None, info: BaseInfo, settings: Settings) -> RefinerInfo:
+    """The refiner of that id, or the first usable one made for this base.
+
+    Raises ModelError saying what is missing, damaged or not made for this base.
+    """
+    fitting = refiners_for(info, settings)
+    if refiner_id is not None:
+        others = [other for other in all_refiners(settings) if other.id == refiner_id and other not in fitting]
+        fitting = tuple(refiner for refiner in fitting if refiner.id == refiner_id)
+        if others and not fitting:
+            made_for = ", ".join(others[0].bases) or f"the family “{others[0].family}”"
+            raise ModelError(
+                f"The refiner “{refiner_id}” is for {made_for}, not for “{info.id}”: choose another, or none."
+            )
+    first_problem: ModelError | None = None
+    for refiner in fitting:
+        try:
+            refiner_facts(refiner, info)
+        except ModelError as error:
+            first_problem = first_problem or error
+        else:
+            return refiner
+    raise first_problem or refiner_not_found(refiner_id, info, settings)
+
+
+def load_refiner(info: RefinerInfo, settings: Settings) -> LoadedRefiner:
+    """Read a refiner into memory. Raises ModelError naming the file that is missing or damaged."""
+    return _family_of(info).load_refiner(info, settings)
+
+
+def refiner_facts(info: RefinerInfo, base: BaseInfo) -> RefinerFacts:
+    """See ``protocol.Family.refiner_facts``."""
+    return _family_of(info).refiner_facts(info, base)
+
+
+def split_steps(base: BaseInfo, steps: int, switch: float) -> tuple[int, int]:
+    """(steps of the base, steps of the refiner) when it takes over after the share ``switch`` of the schedule."""
+    return _family_of(base).split_steps(base, steps, switch)
+
+
+def _family_of(info: BaseInfo | RefinerInfo) -> Family:
     family = all_families().get(info.family)
     if family is None:
         known = ", ".join(all_families())
         raise ModelError(f"“{info.title}” is of the family “{info.family}”, which is unknown; known are: {known}.")
-    return family.load(info, settings)
+    return family

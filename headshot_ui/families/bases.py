@@ -1,4 +1,4 @@
-"""``base.json``: what a person is told about a base model, beside its weights."""
+"""``base.json`` and ``refiner.json``: what a person is told about a model, beside its weights."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import ModelError
-from headshot_ui.families.protocol import BaseDefaults, BaseInfo
+from headshot_ui.families.protocol import BaseDefaults, BaseInfo, RefinerInfo
+from headshot_ui.specs import REFINE_WAYS
 
 if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
-BASE_FILE = "base.json"
-AGAIN = "put a complete copy of this base model there"
+BASE_FILE, REFINER_FILE = "base.json", "refiner.json"
+AGAIN = "put a complete copy of this model there"
 
 
 def find_bases(family: str, settings: Settings) -> tuple[BaseInfo, ...]:
     """Base models of one family under ``settings.models_dir``, by path; damaged ``base.json`` are left out."""
     found = []
-    for path in _base_files(settings):
+    for path in _files(BASE_FILE, settings):
         try:
             info = read_base(path)
         except ModelError:
@@ -32,9 +33,22 @@ def find_bases(family: str, settings: Settings) -> tuple[BaseInfo, ...]:
     return tuple(found)
 
 
+def find_refiners(family: str, settings: Settings) -> tuple[RefinerInfo, ...]:
+    """Refiners of one family under ``settings.models_dir``, by path; damaged ``refiner.json`` are left out."""
+    found = []
+    for path in _files(REFINER_FILE, settings):
+        try:
+            info = read_refiner(path)
+        except ModelError:
+            continue  # told by refiner_not_found
+        if info.family == family:
+            found.append(info)
+    return tuple(found)
+
+
 def base_not_found(base_id: str, known: Iterable[str], settings: Settings) -> ModelError:
     """Why there is no base model of that id, and what to do."""
-    for path in _base_files(settings):
+    for path in _files(BASE_FILE, settings):
         try:
             info = read_base(path)
         except ModelError as error:
@@ -54,6 +68,23 @@ def base_not_found(base_id: str, known: Iterable[str], settings: Settings) -> Mo
     if names:
         return ModelError(f"{here}; choose one of those found: {names}.")
     return ModelError(f"{here}: none can be used; get a complete copy of the program, or set --models.")
+
+
+def refiner_not_found(refiner_id: str | None, base: BaseInfo, settings: Settings) -> ModelError:
+    """Why there is no refiner of that id (None: none at all) for this base, and what to do."""
+    which = f"no refiner “{refiner_id}”" if refiner_id else "no refiner"
+    text = f"There is {which} for “{base.title}” in {settings.models_dir}"
+    damaged = []
+    for path in _files(REFINER_FILE, settings):
+        try:
+            read_refiner(path)
+        except ModelError as error:
+            if refiner_id and f'"{refiner_id}"' in _text(path):
+                return error
+            damaged.append(str(path))
+    if damaged:
+        text += f", but these could not be read: {', '.join(damaged)}"
+    return ModelError(f"{text}: put one there, or draw without refining.")
 
 
 def _text(path: Path) -> str:
@@ -88,7 +119,7 @@ def damaged_weights(folder: Path) -> tuple[Path, ...]:
 def damaged_base_files(settings: Settings) -> tuple[Path, ...]:
     """Every ``base.json`` that cannot be read."""
     damaged = []
-    for path in _base_files(settings):
+    for path in _files(BASE_FILE, settings):
         try:
             read_base(path)
         except ModelError:
@@ -98,19 +129,47 @@ def damaged_base_files(settings: Settings) -> tuple[Path, ...]:
 
 def read_base(path: Path) -> BaseInfo:
     """Read one ``base.json``. Raises ModelError saying what is wrong with it."""
+    data = _read_object(path)
+    defaults = BaseDefaults(**_checked(BaseDefaults, data.pop("defaults", {}), path))
+    _check_refining(defaults, path)
+    return BaseInfo(**_complete(BaseInfo, data | {"defaults": defaults}, path))
+
+
+def read_refiner(path: Path) -> RefinerInfo:
+    """Read one ``refiner.json``. Raises ModelError saying what is wrong with it."""
+    return RefinerInfo(**_complete(RefinerInfo, _read_object(path), path))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is damaged: {AGAIN}.") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} is damaged: {AGAIN}.")
-    defaults = _checked(BaseDefaults, data.pop("defaults", {}), path)
-    fields = _checked(BaseInfo, data, path)
-    fields |= {"folder": path.parent, "defaults": BaseDefaults(**defaults)}
-    for field in dataclasses.fields(BaseInfo):
-        if field.name not in fields and field.default is dataclasses.MISSING:
+    return data
+
+
+def _complete(kind: type, data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of a dataclass of models, with its folder; all that have no default must be there."""
+    fields = _checked(kind, data, path) | {"folder": path.parent}
+    for field in dataclasses.fields(kind):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and field.name not in fields:
             raise ModelError(f"The entry “{field.name}” is missing in {path}: {AGAIN}.")
-    return BaseInfo(**fields)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _check_refining(defaults: BaseDefaults, path: Path) -> None:
+    """What ``GenerateSpec`` asks of the same settings."""
+    usable = {
+        "refine": defaults.refine in REFINE_WAYS,
+        "refiner_switch": 0.05 <= defaults.refiner_switch <= 0.95,
+        "refiner_strength": 0.01 <= defaults.refiner_strength <= 1,
+    }
+    for name, good in usable.items():
+        if not good:
+            raise ModelError(f"“{name}” in {path} is not usable: {AGAIN}.")
 
 
 def _checked(kind: type, data: Any, path: Path) -> dict[str, Any]:
@@ -129,11 +188,13 @@ def _checked(kind: type, data: Any, path: Path) -> dict[str, Any]:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a JSON value is of a declared type; whole numbers may stand for fractions, never true for 1."""
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
     kinds = typing.get_args(hint) or (hint,)
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
 
 
-def _base_files(settings: Settings) -> list[Path]:
-    return sorted(settings.models_dir.rglob(BASE_FILE)) if settings.models_dir.is_dir() else []
+def _files(name: str, settings: Settings) -> list[Path]:
+    return sorted(settings.models_dir.rglob(name)) if settings.models_dir.is_dir() else []

@@ -33,6 +33,9 @@ class BaseDefaults:
     checkpoint_every: int = 250
     sample_every: int = 250
     trigger: str = "tok"
+    refine: str = "off"  # one of specs.REFINE_WAYS
+    refiner_switch: float = 0.8
+    refiner_strength: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,29 @@ class BaseInfo:
     size_px: int  # native side of the square picture
     demo: bool = False
     defaults: BaseDefaults = field(default_factory=BaseDefaults)
+
+
+@dataclass(frozen=True)
+class RefinerInfo:
+    """A second model that draws the last, nearly noiseless steps. Described by ``refiner.json`` in its folder."""
+
+    id: str  # e.g. "demo-sdxl-refiner"
+    family: str
+    title: str
+    folder: Path  # diffusers layout; only "unet" and "scheduler" are read
+    licence: str
+    note: str
+    bases: tuple[str, ...] = ()  # ids of the bases whose latents and second text encoder it shares; () means any
+    demo: bool = False
+
+
+@dataclass(frozen=True)
+class RefinerFacts:
+    """What is known of a refiner beside a certain base before it is loaded."""
+
+    weights: tuple[Path, ...]  # the files that decide what it draws
+    zeros_for_empty_prompt: bool  # its unconditional embedding is zeros; else that of the empty text
+    same_schedule: bool  # noises pictures as the base does, so that it can take over in the middle ("ensemble")
 
 
 #: Encoded prompts as named tensors whose first dimension is the prompt. SDXL: "prompt_embeds" (B, 77, D)
@@ -76,6 +102,23 @@ class DenoiseRequest:
     guidance_scale: float
     height: int  # pixels
     width: int  # pixels
+    stop_at: float = 1.0  # share of the noise schedule to go through; below 1 the latents are still noisy
+
+
+@dataclass(frozen=True)
+class RefineRequest:
+    """What the base drew, to be finished ("ensemble") or drawn over ("img2img") by a refiner."""
+
+    latents: torch.Tensor  # (B, C, h, w) float32 as the base's ``denoise`` yielded them
+    embeds: PromptEmbeds  # the base's own; the refiner takes the part it was made for
+    negative_embeds: PromptEmbeds
+    seeds: Sequence[int]
+    steps: int  # of the whole schedule, as in the base's request
+    guidance_scale: float
+    height: int  # pixels
+    width: int  # pixels
+    start_at: float | None = None  # "ensemble": the base's ``stop_at``
+    strength: float | None = None  # "img2img": the last int(steps * strength) steps are drawn again; at least one
 
 
 @dataclass(frozen=True)
@@ -83,8 +126,17 @@ class DenoiseStep:
     """What a denoising generator yields after each step."""
 
     step: int  # 1-based
-    total: int
+    total: int  # steps of this stretch
     latents: torch.Tensor  # (B, C, H, W)
+
+
+class Vocabulary(Protocol):
+    """What a base model can read, known without its weights. A ``LoadedBase`` is one too."""
+
+    info: BaseInfo
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """Words of ``text`` the text encoders have never seen (small vocabularies only)."""
 
 
 class LoadedBase(Protocol):
@@ -97,7 +149,10 @@ class LoadedBase(Protocol):
         """Words of ``text`` the text encoders have never seen (small vocabularies only)."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
-        """Encode prompts; "" gives the unconditional embedding (zeros where the model was trained so)."""
+        """Encode prompts; "" gives the unconditional embedding (zeros where the model was trained so).
+
+        " " gives the empty text as the encoders read it, without zeros.
+        """
 
     # --- pictures ----------------------------------------------------------------
     def encode_images(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -150,10 +205,40 @@ class LoadedBase(Protocol):
         """Drop everything; the object is of no use afterwards."""
 
 
+class LoadedRefiner(Protocol):
+    """A refiner in memory. Only the engine's worker thread touches it."""
+
+    info: RefinerInfo
+
+    def refine(self, request: RefineRequest) -> Iterator[DenoiseStep]:
+        """Yield after each step; the caller may stop iterating at any time without harm."""
+
+    def keep(self, parts: frozenset[str]) -> None:
+        """{"denoiser"}: on the device; frozenset(): off it."""
+
+    def release(self) -> None:
+        """Drop everything; the object is of no use afterwards."""
+
+
 class Family(Protocol):
     """A kind of base model."""
 
     id: str
+
+    def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
+        """Refiners of this family found under ``settings.models_dir`` (``<folder>/refiner.json``); () has none."""
+
+    def load_refiner(self, info: RefinerInfo, settings: Settings) -> LoadedRefiner:
+        """Read the refiner. Raises ModelError naming the file that is missing or damaged."""
+
+    def refiner_facts(self, info: RefinerInfo, base: BaseInfo) -> RefinerFacts:
+        """Look at configs and headers only. Raises ModelError when the refiner is damaged or not for this base."""
+
+    def split_steps(self, base: BaseInfo, steps: int, switch: float) -> tuple[int, int]:
+        """Of ``steps``, those before and after the share ``switch`` of the noise schedule."""
+
+    def vocabulary(self, info: BaseInfo) -> Vocabulary:
+        """What this base can read, without loading it. Raises ModelError naming the file at fault."""
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family found under ``settings.models_dir`` (``<folder>/base.json``)."""

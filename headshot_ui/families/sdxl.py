@@ -1,4 +1,4 @@
-"""Stable Diffusion XL and whatever has its layout: one UNet, two CLIP text encoders, one VAE.
+"""Stable Diffusion XL and whatever has its layout: one UNet, two CLIP text encoders, one VAE; and its refiner.
 
 The work is in ``sdxl_parts``; this file is what discovery finds, and loads no torch by itself.
 """
@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headshot_ui.families.bases import find_bases
+from headshot_ui.families.bases import find_bases, find_refiners
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo, LoadedBase
+    from headshot_ui.families.protocol import (
+        BaseInfo,
+        LoadedBase,
+        LoadedRefiner,
+        RefinerFacts,
+        RefinerInfo,
+        Vocabulary,
+    )
     from headshot_ui.settings import Settings
 
 
@@ -28,6 +35,35 @@ class SdxlFamily:
         from headshot_ui.families.sdxl_parts.loaded import LoadedSdxl
 
         return LoadedSdxl.read(info, settings)
+
+    def vocabulary(self, info: BaseInfo) -> Vocabulary:
+        """What this base can read, from its tokenizers alone. Raises ModelError."""
+        from headshot_ui.families.sdxl_parts.text import SdxlVocabulary
+
+        return SdxlVocabulary(info)
+
+    def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
+        """Refiners of this family found under ``settings.models_dir``."""
+        return find_refiners(self.id, settings)
+
+    def load_refiner(self, info: RefinerInfo, settings: Settings) -> LoadedRefiner:
+        """Read the refiner. Raises ModelError naming the file that is missing or damaged."""
+        from headshot_ui.families.sdxl_parts.refiner import LoadedSdxlRefiner
+
+        return LoadedSdxlRefiner.read(info, settings)
+
+    def refiner_facts(self, info: RefinerInfo, base: BaseInfo) -> RefinerFacts:
+        """Look at configs and headers only. Raises ModelError when the refiner is damaged or not for this base."""
+        from headshot_ui.families.sdxl_parts.refiner_files import refiner_facts
+
+        return refiner_facts(info, base)
+
+    def split_steps(self, base: BaseInfo, steps: int, switch: float) -> tuple[int, int]:
+        """Of ``steps``, those before and after the share ``switch`` of the noise schedule."""
+        from headshot_ui.families.sdxl_parts.denoise import split_steps
+        from headshot_ui.families.sdxl_parts.files import read_json_file
+
+        return split_steps(read_json_file(base.folder / "scheduler" / "scheduler_config.json"), steps, switch)
 
 
 FAMILY = SdxlFamily()

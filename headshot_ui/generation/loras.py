@@ -57,6 +57,15 @@ def choose_lora(spec: GenerateSpec, store: Store) -> ChosenLora | None:
     return _read(run.name, run.lora_path)
 
 
+def check_family(lora: ChosenLora | None, info: BaseInfo) -> None:
+    """Raise ModelError when the header of the LoRA says that it was trained for another family of base models."""
+    family = "" if lora is None else _word(lora.metadata, "family")
+    if lora is not None and family and family != info.family:
+        raise ModelError(
+            f"{lora.path} was trained for the family “{family}”, not for “{info.family}”: choose another LoRA."
+        )
+
+
 def person_words(lora: ChosenLora | None, store: Store, person: str, info: BaseInfo) -> tuple[str, str]:
     """(trigger word, class word): as the LoRA was trained, else as the photos were prepared, else the base's own."""
     trigger, class_word = info.defaults.trigger, "person"

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from headshot_ui.errors import SpecError
-from headshot_ui.families.protocol import BaseInfo, LoadedBase
+from headshot_ui.families.protocol import BaseInfo, Vocabulary
 from headshot_ui.generation.presets import Preset
 from headshot_ui.generation.prompts import render, render_free, render_negative
+from headshot_ui.generation.refiner_choice import OFF, Refining
 from headshot_ui.specs import GenerateSpec
 
 #: No real word: models that know it understand any text.
@@ -38,8 +39,10 @@ class PlannedPicture:
     height: int
 
 
-def resolve(spec: GenerateSpec, info: BaseInfo, presets: Mapping[str, Preset]) -> GenerateSpec:
-    """The request with the base's defaults filled in and every preset named.
+def resolve(
+    spec: GenerateSpec, info: BaseInfo, presets: Mapping[str, Preset], refining: Refining | None = None
+) -> GenerateSpec:
+    """The request with the base's defaults filled in, every preset named and the refiner too, if there is one.
 
     ``negative_prompt``, ``width`` and ``height`` stay None where each preset decides.
     Raises SpecError for another base or an unknown preset.
@@ -54,18 +57,22 @@ def resolve(spec: GenerateSpec, info: BaseInfo, presets: Mapping[str, Preset]) -
         presets=spec.presets if spec.presets or spec.prompt.strip() else tuple(presets),
         steps=info.defaults.sampling_steps if spec.steps is None else spec.steps,
         guidance_scale=info.defaults.guidance_scale if spec.guidance_scale is None else spec.guidance_scale,
+        refine=OFF if refining is None else refining.way,
+        refiner=None if refining is None else refining.info.id,
+        refiner_switch=info.defaults.refiner_switch if spec.refiner_switch is None else spec.refiner_switch,
+        refiner_strength=info.defaults.refiner_strength if spec.refiner_strength is None else spec.refiner_strength,
     )
 
 
 def plan(
-    spec: GenerateSpec, loaded: LoadedBase, presets: Mapping[str, Preset], trigger: str, class_word: str
+    spec: GenerateSpec, base: Vocabulary, presets: Mapping[str, Preset], trigger: str, class_word: str
 ) -> tuple[PlannedPicture, ...]:
     """The pictures of a resolved request: each preset ``count`` times, then the free prompt ``count`` times.
 
     Raises SpecError naming every word the base model does not know, and for a placeholder in the prompt.
     """
-    closed = bool(loaded.unknown_words(_NO_WORD))
-    family, native = loaded.info.family, loaded.info.size_px
+    closed = bool(base.unknown_words(_NO_WORD))
+    family, native = base.info.family, base.info.size_px
     looks: list[tuple[str, str, str, str, float]] = []
     for preset in (presets[preset_id] for preset_id in spec.presets):
         prompt = render(preset, trigger, class_word, closed, family)
@@ -82,8 +89,8 @@ def plan(
             index = len(pictures)
             seed = (spec.seed + index) % 2**63
             pictures.append(PlannedPicture(index, preset_id, title, prompt, negative, seed, width, height))
-    _check_words(loaded, "prompt", [picture.prompt for picture in pictures])
-    _check_words(loaded, "negative_prompt", [picture.negative_prompt for picture in pictures])
+    _check_words(base, "prompt", [picture.prompt for picture in pictures])
+    _check_words(base, "negative_prompt", [picture.negative_prompt for picture in pictures])
     return tuple(pictures)
 
 
@@ -128,9 +135,9 @@ def _to_step(pixels: float) -> int:
     return min(max(round(pixels / _SIZE_STEP) * _SIZE_STEP, _SMALLEST), _LARGEST)
 
 
-def _check_words(loaded: LoadedBase, field: str, texts: Sequence[str]) -> None:
-    unknown = dict.fromkeys(word for text in dict.fromkeys(texts) for word in loaded.unknown_words(text))
+def _check_words(base: Vocabulary, field: str, texts: Sequence[str]) -> None:
+    unknown = dict.fromkeys(word for text in dict.fromkeys(texts) for word in base.unknown_words(text))
     if unknown:
         words = ", ".join(f"“{word}”" for word in unknown)
         several = "these words" if len(unknown) > 1 else "this word"
-        raise SpecError(field, f"The model “{loaded.info.title}” does not know {several}: {words}; use other words.")
+        raise SpecError(field, f"The model “{base.info.title}” does not know {several}: {words}; use other words.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
 SLOTS = ("attire", "backdrop", "light", "framing", "expression")
+THUMBNAILS = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 _SHIPPED = Path(__file__).resolve().parent.parent / "presets"
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _ASPECT = re.compile(r"([1-9]\d?):([1-9]\d?)")
@@ -71,6 +72,15 @@ def load_presets(settings: Settings | None = None) -> dict[str, Preset]:
             preset = read_preset(path)
             presets[preset.id] = preset
     return presets
+
+
+def thumbnail_path(preset: Preset, settings: Settings | None = None) -> Path | None:
+    """The small picture of a look: the person's own beside their presets, else the shipped one; None without one."""
+    name = preset.thumbnail
+    if not name or Path(name).name != name or "\\" in name or Path(name).suffix.lower() not in THUMBNAILS:
+        return None
+    folders = [Path(settings.outputs_dir) / "presets"] if settings is not None else []
+    return next((path for folder in (*folders, _SHIPPED) if (path := folder / name).is_file()), None)
 
 
 def read_preset(path: Path) -> Preset:

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headshot_ui import __version__
+from headshot_ui import __version__, families
 from headshot_ui.errors import ModelError, StoreError
 from headshot_ui.generation.loras import ChosenLora, choose_lora
 from headshot_ui.generation.plan import PlannedPicture
+from headshot_ui.generation.refiner_choice import OFF, RefinerMark, weights_sha256
 from headshot_ui.likeness import Likeness
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store, read_json, read_png_metadata, write_json_atomic
@@ -32,16 +33,29 @@ class Picture:
     likeness: Likeness | None = None  # None: nobody judged
     rank: int | None = None  # 1 is the most alike; None: nobody judged
     kept: bool = True  # False: not among the best that were asked for; the file stays
+    refined: bool = False
+    why_not_refined: str = ""  # a sentence, where refining was asked for and the unrefined picture was kept
 
 
-def picture_metadata(spec: GenerateSpec, picture: PlannedPicture, lora: ChosenLora | None) -> dict[str, Any]:
-    """What goes into the PNG. ``spec`` is the resolved request, so nothing depends on later defaults."""
+def picture_metadata(
+    spec: GenerateSpec,
+    picture: PlannedPicture,
+    lora: ChosenLora | None,
+    refiner: RefinerMark | None = None,
+    why_not_refined: str = "",
+) -> dict[str, Any]:
+    """What goes into the PNG. ``spec`` is the resolved request, so nothing depends on later defaults.
+
+    ``why_not_refined`` is a sentence when the request asked for ``refiner`` but this picture is without it.
+    """
+    asked = None if refiner is None else {**asdict(refiner), "why_not_refined": why_not_refined}
     return {
         "ai_generated": AI_MARK,
         "program": f"headshot_ui {__version__}",
         "request": spec.to_json(),
         "picture": asdict(picture),
         "lora": None if lora is None else {"name": lora.name, "sha256": lora.sha256, "scale": spec.lora_scale},
+        "refiner": asked,
     }
 
 
@@ -49,13 +63,16 @@ def regenerate(path: Path, store: Store | None = None) -> GenerateSpec:
     """The request that draws the picture ``path`` again, alone and whatever became of its preset since.
 
     Bit for bit on the CPU of the same machine; on GPUs rounding depends on the pictures drawn beside it.
-    With ``store`` the LoRA is looked up too. Raises StoreError when the PNG holds no request, ModelError when
-    the LoRA is no longer the one that drew it.
+    With ``store`` the LoRA and the refiner are looked up too. Raises StoreError when the PNG holds no request,
+    ModelError when the LoRA or the refiner is no longer the one that drew it.
     """
     data = read_png_metadata(path)
     try:
         request = {name: value for name, value in data["request"].items() if name not in _PROMPT_FIELDS}
-        picture, lora = PlannedPicture(**data["picture"]), data["lora"]
+        picture, lora, refiner = PlannedPicture(**data["picture"]), data["lora"], data.get("refiner")
+        if refiner is None or refiner["why_not_refined"]:  # this one was not, whatever became of its neighbours
+            request |= {"refine": OFF, "refiner": None}
+            refiner = None
         spec = GenerateSpec.from_json(
             {
                 **request,
@@ -68,13 +85,23 @@ def regenerate(path: Path, store: Store | None = None) -> GenerateSpec:
             }
         )
         sha256 = lora["sha256"] if lora is not None else None
+        refiner_sha256 = refiner["sha256"] if refiner is not None else None
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} does not say how it was made; choose a picture made by this program.") from error
     if store is not None and sha256 is not None:
         chosen = choose_lora(spec, store)
         if chosen is None or chosen.sha256 != sha256:
             raise ModelError(f"The LoRA “{spec.lora}” is not the one that drew {path.name}; draw a new picture.")
+    if store is not None and refiner_sha256 is not None:
+        _check_refiner(spec, refiner_sha256, path, store)
     return spec
+
+
+def _check_refiner(spec: GenerateSpec, sha256: str, path: Path, store: Store) -> None:
+    base = families.find_base(spec.base, store.settings)
+    info = families.find_refiner(spec.refiner, base, store.settings)
+    if weights_sha256(families.refiner_facts(info, base)) != sha256:
+        raise ModelError(f"The refiner “{spec.refiner}” is not the one that drew {path.name}; draw a new picture.")
 
 
 def ordered(pictures: Sequence[Picture], order: Sequence[int], keep_best: int | None) -> tuple[Picture, ...]:
@@ -94,7 +121,13 @@ def ordered(pictures: Sequence[Picture], order: Sequence[int], keep_best: int | 
 
 
 def write_ranking(
-    folder: Path, spec: GenerateSpec, pictures: Sequence[Picture], lora: ChosenLora | None, seconds: float, state: str
+    folder: Path,
+    spec: GenerateSpec,
+    pictures: Sequence[Picture],
+    lora: ChosenLora | None,
+    seconds: float,
+    state: str,
+    refiner: RefinerMark | None = None,
 ) -> None:
     """Write ``folder/headshots.json``; ``state`` is "done", "cancelled" or "failed". Raises StoreError."""
     entries = [{**asdict(picture), "path": picture.path.name} for picture in pictures]
@@ -106,6 +139,7 @@ def write_ranking(
             "state": state,
             "request": spec.to_json(),
             "lora": None if lora is None else {"name": lora.name, "sha256": lora.sha256},
+            "refiner": None if refiner is None else asdict(refiner),
             "seconds": round(seconds, 3),
             "pictures": entries,
         },

@@ -14,7 +14,7 @@ import pytest
 from headshot_ui import families
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import read_base
-from headshot_ui.families.protocol import Family, LoadedBase
+from headshot_ui.families.protocol import Family, LoadedBase, LoadedRefiner
 from headshot_ui.settings import Settings
 
 
@@ -29,7 +29,9 @@ def test_sdxl_is_found_and_keeps_the_contract() -> None:
     assert "sdxl" in found
     for family_id, family in found.items():
         assert family.id == family_id
-        assert all(callable(getattr(family, name)) for name in ("bases", "load"))
+        assert all(
+            callable(getattr(family, name)) for name in vars(Family) if not name.startswith("_") and name != "id"
+        )
 
 
 def test_two_families_of_one_id_are_refused() -> None:
@@ -131,4 +133,8 @@ def test_looking_for_bases_loads_no_torch(models_dir: Path) -> None:
 def test_a_loaded_base_has_every_member_of_the_contract(tiny: LoadedBase) -> None:
     wanted = {name for name in vars(LoadedBase) if not name.startswith("_")}
     assert wanted and all(callable(getattr(tiny, name)) for name in wanted)
-    assert {name for name in vars(Family) if not name.startswith("_")} == {"bases", "load"}
+
+
+def test_a_loaded_refiner_has_every_member_of_the_contract(refiner: LoadedRefiner) -> None:
+    wanted = {name for name in vars(LoadedRefiner) if not name.startswith("_")}
+    assert wanted and all(callable(getattr(refiner, name)) for name in wanted)

@@ -192,3 +192,17 @@ def test_a_lora_that_does_not_fit_is_refused(tiny: LoadedBase, settings: Setting
     (tmp_path / "empty.safetensors").write_bytes(b"")
     refused("empty.safetensors", "damaged")
     refused("absent.safetensors", "not there")
+
+
+def test_taking_loras_off_fetches_no_model_back_to_the_device(
+    tiny: LoadedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the device belongs to the refiner."""
+    path = tmp_path / "mine.safetensors"
+    make_lora(tiny, path, seed=1)
+    before = draw(tiny)
+    tiny.use_loras([(path, 1.0)])
+    monkeypatch.setattr(tiny, "_ready", lambda part: pytest.fail(f"{part} was moved"))
+    tiny.use_loras(())
+    monkeypatch.undo()
+    assert torch.equal(draw(tiny), before)

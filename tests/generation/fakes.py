@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import torch
 from PIL import Image
 
 from headshot_ui.errors import Cancelled
-from headshot_ui.families.protocol import BaseDefaults, BaseInfo, DenoiseRequest, DenoiseStep
+from headshot_ui.families.protocol import (
+    BaseDefaults,
+    BaseInfo,
+    DenoiseRequest,
+    DenoiseStep,
+    RefineRequest,
+    RefinerFacts,
+    RefinerInfo,
+)
 from headshot_ui.likeness import Likeness
 from headshot_ui.settings import Settings
 from headshot_ui.store import Store
@@ -55,10 +64,11 @@ class FakeBase:
                 for seed, embed in zip(request.seeds, request.embeds["prompt_embeds"][:, 0].tolist(), strict=True)
             ]
         )[:, :, None, None].expand(-1, 4, request.height // 8, request.width // 8)
-        for step in range(1, request.steps + 1):
+        total = FakeFamily.split_steps(self.info, request.steps, request.stop_at)[0]
+        for step in range(1, total + 1):
             if batch == self.fail_in_batch and step == 2:
                 raise RuntimeError("out of memory")
-            yield DenoiseStep(step, request.steps, final * step / request.steps)
+            yield DenoiseStep(step, total, final * step / request.steps)
 
     def preview(self, latents: torch.Tensor) -> list[Image.Image]:
         return self._pictures(latents)
@@ -70,6 +80,69 @@ class FakeBase:
     def _pictures(self, latents: torch.Tensor) -> list[Image.Image]:
         size = (latents.shape[3] * 8, latents.shape[2] * 8)
         return [Image.new("RGB", size, tuple(int(v) for v in row[:3, 0, 0])) for row in latents]
+
+
+REFINED_GREEN = 222
+REFINER = RefinerInfo("fake-refiner", "sdxl", "Fake refiner", Path("fake-refiner"), "Apache-2.0", "", ("fake",))
+
+
+@dataclass
+class FakeRefiner:
+    """Colours pictures green; takes 40 of 255 red from the seeds of ``spoilt``."""
+
+    events: list[Any]
+    info: RefinerInfo = REFINER
+    spoilt: Sequence[int] = ()
+    requests: list[RefineRequest] = field(default_factory=list)
+    problem: Exception | None = None  # of opening it
+
+    @contextmanager
+    def open(self) -> Iterator[FakeRefiner]:
+        self.events.append("open refiner")
+        if self.problem is not None:
+            raise self.problem
+        yield self
+        self.events.append("close refiner")
+
+    def keep(self, parts: frozenset[str]) -> None:
+        self.events.append(("refiner keeps", *sorted(parts)))
+
+    def refine(self, request: RefineRequest) -> Iterator[DenoiseStep]:
+        self.events.append("refine")
+        self.requests.append(request)
+        if request.start_at is not None:
+            before, total = FakeFamily.split_steps(INFO, request.steps, request.start_at)
+            latents = request.latents * request.steps / before
+        else:
+            assert request.strength is not None
+            total, latents = int(request.steps * request.strength), request.latents.clone()
+        latents[:, 1] = REFINED_GREEN
+        for row, seed in enumerate(request.seeds):
+            latents[row, 0] -= 40 if seed in self.spoilt else 0
+        for step in range(1, total + 1):
+            yield DenoiseStep(step, total, latents if step == total else request.latents)
+
+
+@dataclass
+class FakeFamily:
+    """Takes the place of the real family; its refiner's weights are one small file."""
+
+    weights: Path
+    refiner: RefinerInfo | None = REFINER
+    zeros: bool = True
+    same_schedule: bool = True
+    id: str = "sdxl"
+
+    def refiners(self, _: Settings) -> tuple[RefinerInfo, ...]:
+        return () if self.refiner is None else (self.refiner,)
+
+    def refiner_facts(self, _: RefinerInfo, __: BaseInfo) -> RefinerFacts:
+        return RefinerFacts((self.weights,), self.zeros, self.same_schedule)
+
+    @staticmethod
+    def split_steps(_: BaseInfo, steps: int, switch: float) -> tuple[int, int]:
+        before = round(steps * switch)
+        return before, steps - before
 
 
 @dataclass

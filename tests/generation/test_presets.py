@@ -7,10 +7,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from headshot_ui.errors import StoreError
-from headshot_ui.generation.presets import SLOTS, load_presets
+from headshot_ui.generation.presets import SLOTS, load_presets, thumbnail_path
 from headshot_ui.generation.prompts import render, render_negative
 from headshot_ui.settings import Settings
 
@@ -148,3 +150,41 @@ def test_presets_cannot_be_changed():
     with pytest.raises(AttributeError):
         preset.attire = "a hoodie"  # type: ignore[misc]
     assert replace(preset, attire="a hoodie").attire == "a hoodie"
+
+
+def test_every_shipped_look_has_a_small_picture_of_its_own() -> None:
+    presets = load_presets()
+    paths = [thumbnail_path(preset) for preset in presets.values()]
+    assert None not in paths and len(set(paths)) == len(presets)
+    shown = []
+    for path in paths:
+        assert path.stat().st_size <= 12 * 1024
+        with Image.open(path) as picture:
+            assert picture.size == (256, 256) and picture.mode == "RGB"
+            assert not picture.getexif()
+            shown.append(np.asarray(picture.resize((16, 16)), dtype=float))
+    for index, picture in enumerate(shown):  # none is empty, and no two look the same
+        assert picture.std() > 15
+        assert all(np.abs(picture - other).mean() > 12 for other in shown[:index])
+
+
+def test_a_look_of_ones_own_may_have_a_picture_or_none(tmp_path: Path) -> None:
+    shipped = load_presets()["navy-suit"]
+    given, folder = settings(tmp_path), settings(tmp_path).outputs_dir / "presets"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.png").write_bytes(b"picture")
+    assert thumbnail_path(replace(shipped, thumbnail="mine.png"), given) == folder / "mine.png"
+    assert thumbnail_path(replace(shipped, thumbnail="mine.png")) is None
+    assert thumbnail_path(replace(shipped, thumbnail=""), given) is None
+    assert thumbnail_path(shipped, given) == thumbnail_path(shipped)
+    (folder / "navy-suit.jpg").write_bytes(b"picture")
+    assert thumbnail_path(shipped, given) == folder / "navy-suit.jpg"
+
+
+@pytest.mark.parametrize("name", ["../presets/mine.png", "/etc/passwd", "..\\mine.png", "mine.json", "."])
+def test_a_picture_elsewhere_is_not_looked_for(tmp_path: Path, name: str) -> None:
+    folder = settings(tmp_path).outputs_dir / "presets"
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in ("mine.png", "mine.json"):
+        (folder / each).write_bytes(b"picture")
+    assert thumbnail_path(replace(load_presets()["navy-suit"], thumbnail=name), settings(tmp_path)) is None

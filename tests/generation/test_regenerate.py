@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from headshot_ui import families
-from headshot_ui.errors import ModelError, SpecError
-from headshot_ui.families.protocol import LoadedBase
+from headshot_ui.errors import ModelError, SpecError, StoreError
+from headshot_ui.families.protocol import LoadedBase, LoadedRefiner
 from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.records import Picture, regenerate
-from headshot_ui.generation.runner import generate
+from headshot_ui.generation.runner import check_request, generate
+from headshot_ui.likeness import Likeness
 from headshot_ui.runs import change_run, create_run
 from headshot_ui.specs import GenerateSpec, TrainSpec
-from headshot_ui.store import Store
+from headshot_ui.store import Store, read_png_metadata, save_png
 from tests.generation.fakes import Reports, make_store
-from tests.tiny_models import make_tiny_sdxl
+from tests.tiny_models import make_tiny_refiner, make_tiny_sdxl
 
 SPEC = GenerateSpec("robin", "tiny-sdxl", presets=("navy-suit", "teal-shirt-brick"), count=2, seed=40, lora="latest")
 
@@ -28,6 +33,7 @@ SPEC = GenerateSpec("robin", "tiny-sdxl", presets=("navy-suit", "teal-shirt-bric
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, LoadedBase]:
     root = tmp_path_factory.mktemp("generate")
     make_tiny_sdxl(root / "models" / "tiny")
+    make_tiny_refiner(root / "models" / "refiner")
     store = make_store(root)
     loaded = families.load_base(families.find_base("tiny-sdxl", store.settings), store.settings)
     return store, loaded
@@ -103,3 +109,110 @@ def test_every_shipped_preset_can_be_drawn_and_unknown_words_are_named(workshop:
     assert all(picture.prompt.startswith("portrait of tok person, wearing a ") for picture in result.pictures)
     with pytest.raises(SpecError, match="“spacesuit”"):
         generate(replace(SPEC, presets=(), prompt="{subject} in a spacesuit", lora=None), store, loaded, Reports())
+
+
+# --- refined pictures -----------------------------------------------------------------------------------
+REFINED = replace(SPEC, presets=("navy-suit",), lora=None, steps=5)
+
+
+def draw_refined(spec: GenerateSpec, workshop: tuple[Store, LoadedBase], judge: object = None) -> tuple[Picture, ...]:
+    store, loaded = workshop
+
+    @contextmanager
+    def open_refiner() -> Iterator[LoadedRefiner]:
+        yield families.load_refiner(families.find_refiner(None, loaded.info, store.settings), store.settings)
+
+    return generate(spec, store, loaded, Reports(), judge, open_refiner).pictures  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["ensemble", "img2img"])
+def test_a_refined_picture_is_drawn_again_bit_for_bit(way: str, workshop: tuple[Store, LoadedBase]):
+    settings = {"refiner_switch": 0.6, "refiner_strength": 0.5}
+    first = draw_refined(replace(REFINED, refine=way, **settings), workshop)
+    plain = draw_refined(REFINED, workshop)
+    for picture, unrefined in zip(first, plain, strict=True):
+        spec = regenerate(picture.path, workshop[0])
+        assert (spec.refine, spec.refiner, spec.refiner_switch) == (way, "tiny-refiner", 0.6)
+        assert (pixels(draw_refined(spec, workshop)[0]) == pixels(picture)).all()
+        assert (pixels(unrefined) != pixels(picture)).any()
+
+
+def test_a_picture_that_was_kept_unrefined_is_drawn_again_unrefined(workshop: tuple[Store, LoadedBase]):
+    class AgainstChange:
+        """Likes the first look of a picture it sees less than every second one."""
+
+        def __init__(self) -> None:
+            self.seen = 0
+
+        def score(self, _: Image.Image) -> Likeness:
+            self.seen += 1
+            return Likeness(0.5, 50.0 if self.seen % 2 else 90.0, True)
+
+    plain = draw_refined(REFINED, workshop)
+    kept = draw_refined(replace(REFINED, refine="img2img", refiner_strength=0.5), workshop, AgainstChange())
+    for picture, unrefined in zip(sorted(kept, key=lambda p: p.seed), plain, strict=True):
+        assert (pixels(picture) == pixels(unrefined)).all() and picture.why_not_refined
+        spec = regenerate(picture.path, workshop[0])
+        assert (pixels(draw_refined(spec, workshop)[0]) == pixels(picture)).all()
+
+
+def test_a_picture_from_before_refiners_is_not_refined(workshop: tuple[Store, LoadedBase], tmp_path: Path):
+    picture = draw_refined(replace(REFINED, count=1), workshop)[0]
+    data = read_png_metadata(picture.path)
+    del data["refiner"]
+    for name in ("refine", "refiner", "refiner_switch", "refiner_strength"):
+        del data["request"][name]
+    with Image.open(picture.path) as image:
+        save_png(tmp_path / "old.png", image, data)
+    assert regenerate(tmp_path / "old.png").refine == "off", "whatever the base's default has become"
+
+
+def test_a_changed_or_missing_refiner_is_told(workshop: tuple[Store, LoadedBase], tmp_path: Path):
+    store, loaded = workshop
+    picture = draw_refined(replace(REFINED, count=1, refine="img2img", refiner_strength=0.5), workshop)[0]
+    folder = store.settings.models_dir / "refiner"
+    shutil.move(folder, tmp_path / "away")
+    try:
+        with pytest.raises(ModelError, match="no refiner “tiny-refiner”"):
+            regenerate(picture.path, store)
+        make_tiny_refiner(folder, seed=77)
+        with pytest.raises(ModelError, match="The refiner “tiny-refiner” is not the one that drew"):
+            regenerate(picture.path, store)
+        assert regenerate(picture.path).refiner == "tiny-refiner"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.move(tmp_path / "away", folder)
+    assert regenerate(picture.path, store).refiner == "tiny-refiner"
+
+
+# --- before a model is loaded ---------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"presets": ("tuxedo",)}, SpecError, "no preset “tuxedo”"),
+        ({"prompt": "{subject} in a spacesuit"}, SpecError, "“spacesuit”"),
+        ({"negative_prompt": "blurry"}, SpecError, "“blurry”"),
+        ({"lora": "no-such-run"}, StoreError, "no-such-run"),
+        ({"lora": "{tmp}/cut.safetensors"}, ModelError, "cut.safetensors is damaged"),
+        ({"lora": "{tmp}/flux.safetensors"}, ModelError, "family “flux”, not for “sdxl”"),
+        ({"refine": "img2img", "refiner_strength": 0.1}, SpecError, "choose at least 0.2,"),
+        ({"refine": "ensemble", "refiner": "grand"}, ModelError, "no refiner “grand”"),
+        ({"base": "other"}, SpecError, "“tiny-sdxl” is loaded"),
+        ({"count": 512, "width": 2048, "height": 2048}, StoreError, "free"),
+    ],
+)
+def test_a_bad_request_is_told_before_a_model_is_loaded(
+    changes: dict, error: type, words: str, workshop: tuple[Store, LoadedBase], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    store, loaded = workshop
+    monkeypatch.setattr("headshot_ui.store.free_bytes", lambda _: 2**30)
+    monkeypatch.setattr("torch.nn.Module.__init__", lambda *_: pytest.fail("a model was loaded"))
+    save_file({"unet.a.lora_A.weight": np.zeros((1, 1), np.float32)}, tmp_path / "flux.safetensors", {"family": "flux"})
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "flux.safetensors").read_bytes()[:-2])
+    check_request(REFINED, store, loaded.info)
+    check_request(replace(REFINED, refine="ensemble"), store, loaded.info)
+    if "lora" in changes:
+        changes = {"lora": changes["lora"].format(tmp=tmp_path)}
+    with pytest.raises(error, match=words):
+        check_request(replace(REFINED, **changes), store, loaded.info)

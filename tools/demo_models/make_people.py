@@ -116,9 +116,7 @@ def main() -> None:
     for i, (name, person) in enumerate(zip(NAMES, people, strict=True)):
         scenes = casual_scenes(PHOTOS + HELD_OUT, PHOTO_SEED + i)
         save_photos(options.models / "people" / name, person, scenes[:PHOTOS], i, f"{name}-")
-        save_photos(
-            options.models / "held_out" / name, person, scenes[PHOTOS:], 100 + i, f"{name}-held-out-"
-        )
+        save_photos(options.models / "held_out" / name, person, scenes[PHOTOS:], 100 + i, f"{name}-held-out-")
     everyone = torch.cat([known, gallery])
     nearest = float((everyone @ everyone.T - 2 * torch.eye(len(everyone))).max())
     save_tensors(

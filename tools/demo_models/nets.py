@@ -60,6 +60,30 @@ def make_unet(smoke: bool = False) -> UNet2DConditionModel:
     )
 
 
+def make_refiner(smoke: bool = False) -> UNet2DConditionModel:
+    """The same kind of network, smaller: it sees the second text encoder only, and five numbers instead of six."""
+    from diffusers import UNet2DConditionModel
+
+    widths, heads = ((32, 32, 64), (1, 1, 2)) if smoke else ((64, 64, 80), (2, 2, 2))
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=widths,
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 1),
+        attention_head_dim=heads,
+        cross_attention_dim=TEXT_WIDTHS[1],
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=PROJECTION + 5 * 32,
+        use_linear_projection=True,
+        norm_num_groups=16,
+    )
+
+
 def make_text_encoders(
     first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:

@@ -36,6 +36,9 @@ ABOUT = {
         "checkpoint_every": 50,
         "sample_every": 130,
         "trigger": "tok",
+        "refine": "ensemble",
+        "refiner_switch": 0.8,
+        "refiner_strength": 0.3,
     },
 }
 

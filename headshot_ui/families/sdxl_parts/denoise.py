@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from headshot_ui.families.protocol import DenoiseRequest, DenoiseStep, PromptEmbeds
+from headshot_ui.errors import ModelError, SpecError
+from headshot_ui.families.protocol import DenoiseRequest, DenoiseStep, PromptEmbeds, RefineRequest
+from headshot_ui.families.sdxl_parts.refiner_files import SCORED_IDS, SIZED_IDS, ids_count
+
+#: What Stability's refiner was made to be asked for and away from; it takes them in place of the target size.
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 
 
 def time_ids(
@@ -52,30 +57,145 @@ def first_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Tens
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+def second_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Tensor:
+    """As ``first_noise``, but what the same generators draw next.
+
+    The first noise is what the picture was made from; the same again would only strengthen what is there.
+    """
+    noise = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        torch.randn(shape, generator=generator)
+        noise.append(torch.randn(shape, generator=generator))
+    return torch.stack(noise)
+
+
+# --- the schedule -------------------------------------------------------------------------------------
+def split_steps(scheduler_config: Mapping[str, Any], steps: int, switch: float) -> tuple[int, int]:
+    """How many of ``steps`` come before and after the share ``switch`` of the training timesteps, as in diffusers.
+
+    ``denoising_end`` keeps the timesteps at or above the cut-off, ``denoising_start`` those below it.
+    """
+    scheduler = _scheduler(scheduler_config, steps, torch.device("cpu"))
+    before = _steps_before(scheduler, switch)
+    return before, len(scheduler.timesteps) - before
+
+
+def _scheduler(config: Mapping[str, Any], steps: int, device: torch.device) -> Any:
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler.from_config(dict(config))
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+def _steps_before(scheduler: Any, share: float) -> int:
+    trained = scheduler.config.num_train_timesteps
+    cutoff = int(round(trained - share * trained))
+    return int((scheduler.timesteps >= cutoff).sum())
+
+
+# --- the two stretches --------------------------------------------------------------------------------
 def denoise(
     unet: Any, scheduler_config: Mapping[str, Any], request: DenoiseRequest, cell_px: int
 ) -> Iterator[DenoiseStep]:
-    """Euler from pure noise to clean latents with classifier-free guidance, both halves in one pass.
+    """Euler from pure noise to clean latents, or to those at ``stop_at`` (diffusers' ``denoising_end``).
 
     Latents stay float32 whatever the UNet's dtype: with zero terminal SNR they begin at a sigma of 4096.
     """
-    from diffusers import EulerDiscreteScheduler
-
-    scheduler = EulerDiscreteScheduler.from_config(dict(scheduler_config))
-    scheduler.set_timesteps(request.steps, device=unet.device)
-    count, guided = len(request.seeds), request.guidance_scale > 1
+    scheduler = _scheduler(scheduler_config, request.steps, unet.device)
+    last = _steps_before(scheduler, request.stop_at) if request.stop_at < 1 else len(scheduler.timesteps)
     shape = (unet.config.in_channels, request.height // cell_px, request.width // cell_px)
     latents = first_noise(request.seeds, shape).to(unet.device) * scheduler.init_noise_sigma
-    embeds = to_model(request.embeds, unet)
-    if guided:
-        negative = to_model(request.negative_embeds, unet)
-        embeds = {name: torch.cat([negative[name], tensor]) for name, tensor in embeds.items()}
     size = (request.height, request.width)
-    rows = 2 * count if guided else count
-    ids = time_ids([size] * rows, [(0, 0)] * rows, size).to(unet.device, unet.dtype)
-    for index, timestep in enumerate(scheduler.timesteps):
-        latents = _step(unet, scheduler, latents, timestep, embeds, ids, request.guidance_scale if guided else None)
-        yield DenoiseStep(index + 1, request.steps, latents)
+    ids = time_ids([size], [(0, 0)], size)
+    yield from _steps(unet, scheduler, 0, last, latents, request, _conditions(unet, request, ids, ids))
+
+
+def refine(unet: Any, scheduler_config: Mapping[str, Any], request: RefineRequest) -> Iterator[DenoiseStep]:
+    """The last steps by a refiner, as diffusers' img2img pipeline for SDXL draws them.
+
+    With ``start_at`` (its ``denoising_start``) the latents are taken as noisy as the base left them; with ``strength``
+    new noise is added first. Raises SpecError when no step would be left, ModelError when the embeddings do not fit.
+    """
+    scheduler = _scheduler(scheduler_config, request.steps, unet.device)
+    total = len(scheduler.timesteps)
+    if request.start_at is not None:
+        first, field = _steps_before(scheduler, request.start_at), "refiner_switch"
+    elif request.strength is not None:
+        first, field = total - min(int(request.steps * request.strength), total), "refiner_strength"
+    else:
+        raise ValueError("a RefineRequest needs start_at or strength")
+    if first == total:
+        raise SpecError(field, f"With {request.steps} steps none is left for the refiner: use more steps.")
+    scheduler.set_begin_index(first)
+    latents = request.latents.to(unet.device, torch.float32)
+    if request.start_at is None:
+        noise = second_noise(request.seeds, (latents.shape[1], latents.shape[2], latents.shape[3]))
+        latents = latents + noise.to(unet.device) * scheduler.sigmas[first]
+    ids = _refiner_ids(unet, request)
+    yield from _steps(unet, scheduler, first, total, latents, request, _conditions(unet, request, *ids, _last_part))
+
+
+def _refiner_ids(unet: Any, request: RefineRequest) -> tuple[torch.Tensor, torch.Tensor]:
+    """(1, 5 or 6) float32, for the prompt and for the negative one: as many as this refiner takes."""
+    size = (request.height, request.width)
+    count = ids_count(unet.config, request.embeds["pooled_prompt_embeds"].shape[-1])
+    too_wide = unet.config.cross_attention_dim > request.embeds["prompt_embeds"].shape[-1]
+    if too_wide or count not in (SCORED_IDS, SIZED_IDS):
+        raise ModelError("This refiner was made for another base model: choose another, or none.")
+    if count == SIZED_IDS:
+        ids = time_ids([size], [(0, 0)], size)
+        return ids, ids
+    wanted, unwanted = (
+        torch.tensor([[*size, 0, 0, score]], dtype=torch.float32)
+        for score in (AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE)
+    )
+    return wanted, unwanted
+
+
+def _last_part(unet: Any, embeds: PromptEmbeds) -> PromptEmbeds:
+    """A refiner reads with the second text encoder only, whose part comes last."""
+    width = unet.config.cross_attention_dim
+    return {**embeds, "prompt_embeds": embeds["prompt_embeds"][..., -width:]}
+
+
+def _whole(_: Any, embeds: PromptEmbeds) -> PromptEmbeds:
+    return embeds
+
+
+def _conditions(
+    unet: Any,
+    request: DenoiseRequest | RefineRequest,
+    ids: torch.Tensor,
+    negative_ids: torch.Tensor,
+    part: Callable[[Any, PromptEmbeds], PromptEmbeds] = _whole,
+) -> tuple[PromptEmbeds, torch.Tensor]:
+    """Embeddings and size conditions of both halves: first those of the negative prompts, if guidance needs them."""
+    count = len(request.seeds)
+    embeds = to_model(part(unet, request.embeds), unet)
+    ids = ids.expand(count, -1)
+    if request.guidance_scale > 1:
+        negative = to_model(part(unet, request.negative_embeds), unet)
+        embeds = {name: torch.cat([negative[name], tensor]) for name, tensor in embeds.items()}
+        ids = torch.cat([negative_ids.expand(count, -1), ids])
+    return embeds, ids.to(unet.device, unet.dtype)
+
+
+def _steps(
+    unet: Any,
+    scheduler: Any,
+    first: int,
+    last: int,
+    latents: torch.Tensor,
+    request: DenoiseRequest | RefineRequest,
+    conditions: tuple[PromptEmbeds, torch.Tensor],
+) -> Iterator[DenoiseStep]:
+    """The scheduler's steps from ``first`` up to ``last`` (not itself)."""
+    guidance_scale = request.guidance_scale if request.guidance_scale > 1 else None
+    for number, timestep in enumerate(scheduler.timesteps[first:last], start=1):
+        latents = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
+        yield DenoiseStep(number, last - first, latents)
 
 
 @torch.no_grad()  # here and not around the loop: a generator must not change the caller's mode between steps
@@ -88,6 +208,7 @@ def _step(
     ids: torch.Tensor,
     guidance_scale: float | None,
 ) -> torch.Tensor:
+    """Classifier-free guidance with both halves in one pass, then one Euler step."""
     doubled = latents if guidance_scale is None else torch.cat([latents, latents])
     prediction = predict(unet, scheduler.scale_model_input(doubled, timestep), timestep, embeds, ids)
     if guidance_scale is not None:

@@ -31,7 +31,7 @@ def check_files(folder: Path) -> None:
         for path in weight_files(folder, part):
             check_safetensors(path)
     for part in _TOKENIZERS:
-        _check_tokenizer(folder / part)
+        check_tokenizer(folder / part)
 
 
 def variant_of(folder: Path, part: str) -> str | None:
@@ -72,7 +72,8 @@ def check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is {fault}: {AGAIN}.")
 
 
-def _check_tokenizer(folder: Path) -> None:
+def check_tokenizer(folder: Path) -> None:
+    """Raise ModelError for the first file of a tokenizer that is missing or damaged."""
     read_json_file(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         read_json_file(folder / "tokenizer.json")

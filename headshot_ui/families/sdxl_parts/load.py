@@ -45,15 +45,15 @@ def load_modules(folder: Path, device: str, dtype: torch.dtype) -> SdxlModules:
     vae_dtype = torch.float32 if upcast or device == "cpu" else dtype
     with quiet():
         text_encoders = (
-            _read(CLIPTextModel, folder, "text_encoder", dtype),
-            _read(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype),
+            read_model(CLIPTextModel, folder, "text_encoder", dtype),
+            read_model(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype),
         )
         modules = SdxlModules(
-            unet=_read(UNet2DConditionModel, folder, "unet", dtype),
-            vae=_read(AutoencoderKL, folder, "vae", vae_dtype),
+            unet=read_model(UNet2DConditionModel, folder, "unet", dtype),
+            vae=read_model(AutoencoderKL, folder, "vae", vae_dtype),
             text_encoders=text_encoders,
             tokenizers=tuple(
-                _read_tokenizer(folder / name, encoder)
+                read_tokenizer(folder / name, encoder.config.vocab_size)
                 for name, encoder in zip(("tokenizer", "tokenizer_2"), text_encoders, strict=True)
             ),
             scheduler_config=read_json_file(folder / "scheduler" / "scheduler_config.json"),
@@ -62,13 +62,14 @@ def load_modules(folder: Path, device: str, dtype: torch.dtype) -> SdxlModules:
             ),
         )
     _check_widths(modules, folder)
-    _check_scheduler(modules.scheduler_config, folder)
+    check_scheduler(modules.scheduler_config, folder)
     if device == "cpu":  # measured on the demo base: decoding takes a quarter less time; the UNet gains nothing
         modules.vae.to(memory_format=torch.channels_last)
     return modules
 
 
-def _read(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
+def read_model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """One part, frozen and in evaluation mode. Raises ModelError when it cannot be read or lacks a tensor."""
     try:
         model, info = kind.from_pretrained(
             folder / part,
@@ -86,17 +87,17 @@ def _read(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _read_tokenizer(folder: Path, encoder: Any) -> Any:
+def read_tokenizer(folder: Path, vocab_size: int) -> Any:
+    """A CLIP tokenizer. Raises ModelError unless it has the ``vocab_size`` words of its text encoder."""
     from transformers import CLIPTokenizer
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded: {AGAIN}.") from error
-    if len(tokenizer) != encoder.config.vocab_size or tokenizer.model_max_length != CLIP_TOKENS:
+    if len(tokenizer) != vocab_size or tokenizer.model_max_length != CLIP_TOKENS:
         raise ModelError(
-            f"The tokenizer in {folder} has {len(tokenizer)} words, but its text encoder knows "
-            f"{encoder.config.vocab_size}: {AGAIN}."
+            f"The tokenizer in {folder} has {len(tokenizer)} words, but its text encoder knows {vocab_size}: {AGAIN}."
         )
     return tokenizer
 
@@ -107,8 +108,11 @@ def _check_widths(modules: SdxlModules, folder: Path) -> None:
         raise ModelError(f"The parts in {folder} belong to different models: {AGAIN}.")
 
 
-def _check_scheduler(config: dict[str, Any], folder: Path) -> None:
-    """Built here once, because a bad one would otherwise be noticed only when drawing or training begins."""
+def check_scheduler(config: dict[str, Any], folder: Path) -> None:
+    """Raise ModelError for a schedule that makes no sense.
+
+    Built here once, because a bad one would otherwise be noticed only when drawing or training begins.
+    """
     from diffusers import DDPMScheduler, EulerDiscreteScheduler
 
     try:

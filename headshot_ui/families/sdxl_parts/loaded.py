@@ -13,6 +13,7 @@ from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, DenoiseStep,
 from headshot_ui.families.sdxl_parts import denoise, lora, loss, pictures, text
 from headshot_ui.families.sdxl_parts.load import SdxlModules, load_modules
 from headshot_ui.families.sdxl_parts.lora_file import save_lora
+from headshot_ui.swapping import move
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +40,7 @@ class LoadedSdxl:
     # --- words -----------------------------------------------------------------
     def unknown_words(self, text_: str) -> tuple[str, ...]:
         """Words of ``text_`` the text encoders have never seen (small vocabularies only)."""
-        return text.unknown_words(self.modules, text_)
+        return text.unknown_words(self.modules.tokenizers, text_)
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         """See ``text.encode_prompts``."""
@@ -116,7 +117,8 @@ class LoadedSdxl:
 
     def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
         """Make exactly these LoRAs active, taking off any other, one in training too. Raises ModelError."""
-        lora.use(self._ready("denoiser"), loras, self.info.family)
+        # Taking them off must not fetch a UNet back to a device that now belongs to another model.
+        lora.use(self._ready("denoiser") if loras else self.modules.unet, loras, self.info.family)
 
     # --- memory ------------------------------------------------------------------
     def keep(self, parts: frozenset[str]) -> None:
@@ -125,7 +127,7 @@ class LoadedSdxl:
             return
         for part in PARTS - parts:
             for module in self._modules_of(part):
-                module.to("cpu")
+                move(module, "cpu")
         if self.device == "cuda":
             torch.cuda.empty_cache()
         for part in parts:
@@ -143,7 +145,7 @@ class LoadedSdxl:
         modules = self._modules_of(part)
         for module in modules:
             if module.device.type != self.device:
-                module.to(self.device)
+                move(module, self.device)
         return modules[0]
 
     def _modules_of(self, part: str) -> tuple[Any, ...]:

@@ -1,0 +1,127 @@
+"""One request while it runs, and how its stages tell how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headshot_ui.families.protocol import DenoiseStep, LoadedBase, PromptEmbeds
+from headshot_ui.generation.loras import ChosenLora
+from headshot_ui.generation.plan import PlannedPicture
+from headshot_ui.generation.records import Picture
+from headshot_ui.generation.refiner_choice import RefinerMark, Refining
+from headshot_ui.specs import GenerateSpec
+from headshot_ui.store import Store, save_png
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from headshot_ui.jobs import Reporter
+
+PREVIEW_EVERY = 3  # steps
+PREVIEW_TILE_PX = 256
+PREVIEW_TILES = 4
+PREVIEW = "preview.png"  # of the batch being drawn; beside the folder with the pictures
+
+
+@dataclass
+class Drawn:
+    """One picture as latents (1, C, h, w) float32 on the CPU."""
+
+    planned: PlannedPicture
+    latents: torch.Tensor
+    noisy: bool = False  # the base stopped half-way for a refiner that has not been there yet
+    refined: bool = False
+    unrefined: torch.Tensor | None = None  # what the refiner drew over; None where it took over half-way
+
+
+@dataclass
+class Work:
+    """One request while it runs."""
+
+    spec: GenerateSpec  # resolved
+    planned: tuple[PlannedPicture, ...]
+    lora: ChosenLora | None
+    refining: Refining | None
+    mark: RefinerMark | None  # of the refiner, for the pictures
+    store: Store
+    loaded: LoadedBase
+    report: Reporter
+    drawn: list[Drawn] = field(default_factory=list)
+    saved: list[Picture] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps of the whole schedule."""
+        assert self.spec.steps is not None  # resolved
+        return self.spec.steps
+
+    @property
+    def guidance_scale(self) -> float:
+        assert self.spec.guidance_scale is not None  # resolved
+        return self.spec.guidance_scale
+
+
+class DrawingStage:
+    """Takes one batch after the other through a denoiser.
+
+    Steps are counted per picture, so that batches of unequal size progress evenly.
+    """
+
+    def __init__(self, work: Work, name: str, pictures: int, steps: int) -> None:
+        self._work, self._name, self._steps = work, name, steps
+        self._total = pictures * steps
+        self._finished = 0  # pictures
+        work.report(name, 0, self._total)
+
+    def run(self, steps: Iterator[DenoiseStep], size: int) -> torch.Tensor:
+        """(B, C, h, w) after the last step, on the CPU. Raises Cancelled; call ``keep`` once they are safe."""
+        latents = None
+        for done in steps:
+            latents = done.latents
+            shown = done.step % PREVIEW_EVERY == 0 or done.step == done.total
+            preview = _save_preview(self._work, latents) if shown else None
+            if done.step < done.total:  # the last step is reported once its pictures are kept: a cancel loses none
+                self._report(self._finished * self._steps + done.step * size, preview)
+        assert latents is not None
+        return latents.cpu()
+
+    def keep(self, size: int) -> None:
+        """So many more pictures are safe. Raises Cancelled."""
+        self._finished += size
+        self._report(self._finished * self._steps, None)
+
+    def _report(self, step: int, preview: Path | None) -> None:
+        self._work.report(self._name, step, self._total, preview=preview)
+
+
+def stacked(embeds: Mapping[str, PromptEmbeds], texts: Iterable[str]) -> PromptEmbeds:
+    """The embeddings of these texts as one batch."""
+    import torch
+
+    rows = [embeds[text] for text in texts]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def _save_preview(work: Work, latents: torch.Tensor) -> Path:
+    """A small picture of what is being drawn."""
+    path = work.store.headshots_dir(work.spec.person) / PREVIEW
+    save_png(path, tiled(work.loaded.preview(latents[:PREVIEW_TILES])), {})
+    return path
+
+
+def tiled(images: Sequence[Image.Image]) -> Image.Image:
+    """RGB pictures of one size side by side, two in a row, each at most ``PREVIEW_TILE_PX`` pixels."""
+    from PIL import Image
+
+    scale = PREVIEW_TILE_PX / max(images[0].size)
+    width, height = (max(1, round(side * scale)) for side in images[0].size)
+    columns = 1 if len(images) == 1 else 2
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height))
+    for index, image in enumerate(images):
+        place = (index % columns * width, index // columns * height)
+        sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC), place)
+    return sheet
