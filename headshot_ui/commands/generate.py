@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.known_people import check_known
 from headshot_ui.commands.output import print_json
 from headshot_ui.commands.spec_options import DEFAULT_BASE, add_spec_options, build_spec
 from headshot_ui.specs import GenerateSpec
+from headshot_ui.store import Store
 
 if TYPE_CHECKING:
     from headshot_ui.generation.runner import GenerateResult
@@ -29,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, context: Context) -> int:
     lora = None if args.lora.lower() == "none" else args.lora
-    result = run_alone(context, build_spec(GenerateSpec, args, lora=lora))
+    spec = build_spec(GenerateSpec, args, lora=lora)
+    check_known(spec.person, Store(context.settings).people(), must_be=lora is None)
+    result = run_alone(context, spec)
     if context.as_json:
         print_json(result)
     else:
@@ -45,5 +49,5 @@ def picture_lines(result: GenerateResult) -> Sequence[str]:
         lines.append(f"  {'  -  ' if percent is None else f'{percent:4.0f} %'}  {picture.preset:<24} {picture.path}")
     count = f"{len(lines)} picture{'s' * (len(lines) != 1)}"
     if all(picture.likeness is None for picture in result.pictures):
-        return [f"{count}, not compared with photos (the log says why if there are prepared photos):", *lines]
+        return [f"{count}, not compared with photos:", *lines]
     return [f"{count}, most alike first:", *lines]

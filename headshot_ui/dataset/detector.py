@@ -51,14 +51,28 @@ def load_detector(settings: Settings, base: BaseInfo | None = None) -> FaceDetec
     people) it is the other way round, and photographs are still found if weights for them are there.
     Raises ModelError when there are no weights at all, or naming the file that is damaged.
     """
+    if base and base.demo:
+        return load_any_detector(settings, drawn_first=True)
+    return RetinaFaceDetector.from_file(_weights(settings, drawn_first=False)[0], settings.device)
+
+
+def load_any_detector(settings: Settings, drawn_first: bool) -> FirstThatFinds:
+    """The face detector for pictures that may be photographs or drawings, on ``settings.device``.
+
+    Where the first choice finds no face the other one looks too. Raises as ``load_detector``.
+    """
+    paths = _weights(settings, drawn_first)
+    return FirstThatFinds(tuple(RetinaFaceDetector.from_file(path, settings.device) for path in paths))
+
+
+def _weights(settings: Settings, drawn_first: bool) -> list[Path]:
+    """What there is, the better suited first. Raises ModelError when there is nothing."""
     real, demo = find_weights(settings)
-    paths = [path for path in ((demo, real) if base and base.demo else (real, demo)) if path]
+    paths = [path for path in ((demo, real) if drawn_first else (real, demo)) if path]
     if not paths:
         place = settings.models_dir.joinpath(*DEMO_WEIGHTS)
         raise ModelError(f"The face detector is missing: put {place} back, for example by getting the program again.")
-    if base and base.demo:
-        return FirstThatFinds(tuple(RetinaFaceDetector.from_file(path, settings.device) for path in paths))
-    return RetinaFaceDetector.from_file(paths[0], settings.device)
+    return paths
 
 
 @dataclass(frozen=True)

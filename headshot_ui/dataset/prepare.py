@@ -6,6 +6,7 @@ the whole fails only when too little is left. The former dataset stays until the
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.dataset import compare
+from headshot_ui.dataset.again import Automatic, Edits, edits_in, prepared_json
 from headshot_ui.dataset.caption import caption_for
 from headshot_ui.dataset.checks import NO_FACE, Findings, examine
 from headshot_ui.dataset.intake import Collected, Photo, Source, collect, read_photo
@@ -62,6 +64,9 @@ class _Judged:
     quality: float = 0.0
     look: np.ndarray | None = None  # fingerprint of the whole photo
     face: np.ndarray | None = None  # identity vector, or the crop's fingerprint without a recogniser
+    digests: tuple[str, ...] = ()  # of the file and of its copy without notes
+    noted: bool = False  # its caption came from a text beside the photo
+    automatic: Automatic | None = None  # what the program made of it, before a person's earlier changes
 
     def rejected(self, reason: str) -> _Judged:
         return replace(self, photo=replace(self.photo, verdict="rejected", reason=reason))
@@ -81,27 +86,30 @@ def prepare(
 ) -> Dataset:
     """Check, crop and caption the photos of ``spec`` for ``base`` and write ``<person>/dataset/``.
 
-    Copies without place and camera notes of the photos with a face go to ``<person>/photos/``. With a recogniser,
-    photos of somebody else are left out too. Raises DatasetError when too few photos can be used (the notes of the
-    error list every photo with its reason), SpecError when more are to be held out than there are, StoreError when
-    writing fails, and Cancelled out of ``report``; in all these cases a former dataset is as it was.
+    What a person changed by hand in the former dataset (captions, photos left out or taken in) is kept for the photos
+    that come again. Copies without place and camera notes of the photos with a face go to ``<person>/photos/``. With a
+    recogniser, photos of somebody else are left out too. Raises DatasetError when too few photos can be used (the
+    notes of the error list every photo with its reason), SpecError when more are to be held out than there are,
+    StoreError when writing fails, and Cancelled out of ``report``; in all these cases a former dataset is as it was.
     """
     collected = collect(spec.photos)
     if not collected.sources:
         raise _nothing_usable(_refused(collected), base)
     target = store.dataset_dir(spec.person)
+    edits = edits_in(target)
     staged = staging_folder(target)
     try:
         trigger = spec.trigger or base.defaults.trigger
         desk = _Desk(staged, base.size_px, trigger, spec.class_word, detector, recogniser)
         judged = _look_at_all(desk, collected.sources, report)
         judged = _without_strangers(judged, recogniser)
+        judged = [_carried_over(one, edits, desk) for one in judged]
         if sum(one.usable for one in judged) < LEAST_PHOTOS:
             raise _nothing_usable([one.photo for one in judged] + _refused(collected), base)
         judged = _with_held_out(judged, spec.held_out)
         photos = [one.photo for one in judged] + _refused(collected)
         whole = Dataset(spec.person, target, base.size_px, trigger, spec.class_word, tuple(photos))
-        _write_texts(staged, whole, spec)
+        _write_texts(staged, whole, spec, judged)
         _keep_originals(staged / ORIGINALS, store.photos_dir(spec.person))
         swap_in(staged, target)
     finally:
@@ -159,7 +167,7 @@ class _Desk:
             vector = self.recogniser.embed(crop.image, crop.face)
         else:
             vector = compare.fingerprint(crop.image)
-        return _Judged(prepared, findings.quality, look, vector)
+        return _Judged(prepared, findings.quality, look, vector, noted=bool(photo.caption))
 
 
 def _look_at_all(desk: _Desk, sources: Sequence[Source], report: Reporter) -> list[_Judged]:
@@ -175,7 +183,8 @@ def _look_at_all(desk: _Desk, sources: Sequence[Source], report: Reporter) -> li
                 one = one.rejected(_double(same_file))
             elif one.photo.crop:
                 one = _settle_doubles(one, judged)
-                _set_aside_original(desk.staged / ORIGINALS, photo)
+                copy = _set_aside_original(desk.staged / ORIGINALS, photo)
+                one = replace(one, digests=tuple(dict.fromkeys((photo.digest, copy))))
         _log.info("%s: %s", source.name, one.photo.reason or "usable")
         judged.append(one)
         report(stage=STAGE, step=number, total=len(sources))
@@ -218,6 +227,15 @@ def _without_strangers(judged: list[_Judged], recogniser: Recogniser | None) -> 
             warnings = (*one.photo.warnings, "looks unlike the other photos")
             result[index] = replace(one, photo=replace(one.photo, warnings=warnings))
     return result
+
+
+def _carried_over(one: _Judged, edits: Edits, desk: _Desk) -> _Judged:
+    """With what a person changed about this photo before."""
+    if not one.digests:
+        return one
+    automatic = Automatic(one.photo.caption, one.usable, one.digests, one.noted)
+    photo = edits.carried_over(one.photo, automatic, desk.trigger, desk.class_word)
+    return replace(one, photo=photo, automatic=automatic)
 
 
 def _with_held_out(judged: list[_Judged], wanted: int | None) -> list[_Judged]:
@@ -270,16 +288,19 @@ def _nothing_usable(photos: Sequence[PreparedPhoto], base: BaseInfo) -> DatasetE
 
 
 # --- writing ----------------------------------------------------------------------------------------
-def _write_texts(staged: Path, dataset: Dataset, spec: PrepareSpec) -> None:
+def _write_texts(staged: Path, dataset: Dataset, spec: PrepareSpec, judged: Sequence[_Judged]) -> None:
     for photo in dataset.photos:
         if photo.crop:
             write_bytes_atomic(staged / Path(photo.crop).with_suffix(".txt"), (photo.caption + "\n").encode())
-    write_json_atomic(staged / MANIFEST, manifest_of(dataset) | {"spec": spec.to_json()})
+    prepared = prepared_json([(one.photo.source, one.automatic) for one in judged if one.automatic is not None])
+    write_json_atomic(staged / MANIFEST, manifest_of(dataset) | {"spec": spec.to_json()} | prepared)
 
 
-def _set_aside_original(folder: Path, photo: Photo) -> None:
+def _set_aside_original(folder: Path, photo: Photo) -> str:
+    """Keep a copy without notes; its SHA-256."""
     suffix, data = clean_copy(photo.data, photo.image)
     write_bytes_atomic(_free_path(folder, safe_stem(photo.name), suffix), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _keep_originals(staged: Path, folder: Path) -> None:

@@ -29,6 +29,7 @@ MANIFEST = "dataset.json"
 FORMAT = 1
 VERDICTS = ("train", "held_out", "rejected")
 MOST_CAPTION = 500
+LEFT_OUT = "Left out by hand."
 LEFTOVER_AGE_S = 24 * 3600
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as some Windows editors save text
 
@@ -58,7 +59,7 @@ def load_dataset(folder: Path) -> Dataset:
 def save_dataset(dataset: Dataset) -> None:
     """Write captions and verdicts back to ``dataset.folder``; crops stay as they are. Raises StoreError."""
     manifest = dataset.folder / MANIFEST
-    stored = _stored(dataset.folder)
+    stored = stored_photos(dataset.folder)
     known = read_json(manifest) if manifest.is_file() else {}
     photos = []
     for photo in dataset.photos:
@@ -134,8 +135,11 @@ def _with_edited_caption(photo: PreparedPhoto, folder: Path) -> PreparedPhoto:
     return replace(photo, caption=text) if text else photo
 
 
-def _stored(folder: Path) -> dict[str, PreparedPhoto]:
-    """What the manifest holds, crops of left-out photos included; {} when there is none to be read."""
+def stored_photos(folder: Path) -> dict[str, PreparedPhoto]:
+    """Photos by name as the manifest holds them, crops of left-out ones included; {} when there is none to be read.
+
+    Raises StoreError for a caption that cannot be read as text.
+    """
     photos: list[PreparedPhoto] = []
     with suppress(StoreError, KeyError, TypeError, ValueError, AttributeError):
         photos = [photo_from_json(item) for item in read_json(folder / MANIFEST)["photos"]]
@@ -160,7 +164,7 @@ def with_caption(dataset: Dataset, source: str, text: str) -> Dataset:
     return _exchange(dataset, replace(photo, caption=text))
 
 
-def with_verdict(dataset: Dataset, source: str, verdict: str, reason: str = "Left out by hand.") -> Dataset:
+def with_verdict(dataset: Dataset, source: str, verdict: str, reason: str = LEFT_OUT) -> Dataset:
     """The dataset with one photo used for training, held out or left out; ``save_dataset`` keeps it.
 
     Raises DatasetError for a photo without a usable face, or when nothing would be left to learn from.
@@ -171,7 +175,7 @@ def with_verdict(dataset: Dataset, source: str, verdict: str, reason: str = "Lef
     if verdict == "rejected":
         changed = PreparedPhoto(source, "rejected", photo.reason or reason, photo.warnings)
     else:
-        whole = photo if photo.crop else _stored(dataset.folder).get(source, photo)
+        whole = photo if photo.crop else stored_photos(dataset.folder).get(source, photo)
         if not whole.crop:
             raise DatasetError(f"“{source}” cannot be used: {photo.reason[:1].lower()}{photo.reason[1:]}")
         changed = replace(whole, verdict=verdict, reason="")
