@@ -27,11 +27,14 @@ RAM_NEEDED_BYTES = 7 * 2**30
 DISK_NEEDED_BYTES = 2 * 2**30  # photos, a run with its checkpoints and some hundred pictures
 WHOLE_COPY = "Get a complete copy of the program."
 WHOLE_BASE = "Put a complete copy of this base model there."
+WHOLE_REFINER = "Put a complete copy of this refiner there."
 MEND = "Delete the folder .venv beside app.py and start again: set-up makes it anew."
 
 #: What the demo needs below the models folder, and what to call it.
 DEMO_FILES = {
     "demo base": "demo/sdxl/base.json",
+    "demo refiner": "demo/sdxl-refiner/refiner.json",
+    "demo restorer": "demo/restorer/restorer.safetensors",
     "demo face detector": "demo/detector/retinaface_mobile025.safetensors",
     "demo recogniser": "demo/recogniser/recogniser.safetensors",
     "demo strangers": "demo/recogniser/gallery.safetensors",
@@ -59,6 +62,8 @@ def examine(settings: Settings) -> list[Check]:
         check_disk(settings.outputs_dir),
         check_writable(settings.outputs_dir),
         *check_bases(settings),
+        *check_refiners(settings),
+        *check_restorers(settings),
         *check_demo_files(settings.models_dir),
     ]
 
@@ -209,6 +214,36 @@ def check_bases(settings: Settings) -> list[Check]:
     if not checks:
         advice = f"{WHOLE_COPY} Or name the folder with --models or HEADSHOT_UI_MODELS."
         checks.append(Check("base models", False, f"none found in {settings.models_dir}", advice))
+    return checks
+
+
+def check_refiners(settings: Settings) -> list[Check]:
+    """Every refiner; having none is no fault, for pictures are drawn without one too."""
+    from headshot_ui import families
+    from headshot_ui.families.bases import damaged_weights
+
+    try:
+        refiners = families.all_refiners(settings)
+    except (HeadshotError, OSError) as error:
+        return [Check("refiners", False, "they cannot be read", str(error))]
+    checks = []
+    for refiner in refiners:
+        bad = ", ".join(str(path) for path in damaged_weights(refiner.folder))
+        made_for = ", ".join(refiner.bases) or f"every base of the family {refiner.family}"
+        detail = f"{bad} is damaged" if bad else f"{refiner.title}, for {made_for}. {refiner.note}"
+        checks.append(Check(f"refiner {refiner.id}", not bad, detail, WHOLE_REFINER if bad else ""))
+    return checks
+
+
+def check_restorers(settings: Settings) -> list[Check]:
+    """Every face restorer the program knows; one that is not installed is worth a note, with what to do."""
+    from headshot_ui import restoration
+
+    checks = []
+    for restorer in restoration.all_restorers().values():
+        missing = restorer.missing(settings)
+        detail = f"{restorer.info.title} {'cannot be used yet' if missing else 'can be used'}. {restorer.info.note}"
+        checks.append(Check(f"restorer {restorer.info.id}", None if missing else True, detail, missing))
     return checks
 
 

@@ -1,4 +1,6 @@
-"""One worker thread, jobs that report and can be cancelled, and frozen snapshots of them.
+"""Worker threads, jobs that report and can be cancelled, and frozen snapshots of them.
+
+Each lane of the queue has one thread: MAIN owns the device, DESK does what needs none, beside it.
 
 A job is queued → running → done, failed or cancelled; the last three are final. Only the
 standard library is used, so that a test needs no model and a page needs no torch.
@@ -21,6 +23,8 @@ from headshot_ui.errors import Cancelled, HeadshotError
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 TERMINAL: frozenset[str] = frozenset({"done", "failed", "cancelled"})
 FINISHED_JOBS_KEPT = 50
+MAIN, DESK = "main", "desk"
+LANES = (MAIN, DESK)
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +39,12 @@ class Reporter(Protocol):
         total: int,
         preview: Path | None = None,
         metrics: Mapping[str, float] | None = None,
+        note: str | None = None,
     ) -> None:
         """Tell that ``step`` of ``total`` steps of ``stage`` are finished. Raises Cancelled after a cancel.
 
-        ``preview`` and ``metrics`` stay as they were when left out.
+        ``preview`` and ``metrics`` stay as they were when left out. ``note`` is one sentence that a person should
+        still read when the job has ended, such as what was left out and why; it is kept with those before it.
         """
 
 
@@ -61,6 +67,7 @@ class Snapshot:
     metrics: Mapping[str, float] = field(default_factory=dict)
     result: Any = None
     error: str | None = None
+    notes: tuple[str, ...] = ()  # sentences to read at the end, in the order they came
     version: int = 0
 
     def __post_init__(self) -> None:
@@ -121,7 +128,8 @@ Callback = Callable[[Snapshot], None]
 class Job:
     """A queued, running or finished piece of work. All methods may be called from any thread."""
 
-    def __init__(self, kind: str, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, kind: str, title: str, clock: Callable[[], float] = time.monotonic, lane: str = MAIN) -> None:
+        self.lane = lane
         self._lock = threading.Lock()
         self._snapshot = Snapshot(job_id=uuid.uuid4().hex[:12], kind=kind, title=title)
         self._cancel = threading.Event()
@@ -151,6 +159,7 @@ class Job:
         total: int,
         preview: Path | None = None,
         metrics: Mapping[str, float] | None = None,
+        note: str | None = None,
     ) -> None:
         """See Reporter. Raises Cancelled once ``cancel`` was called."""
         if self._cancel.is_set():
@@ -168,6 +177,7 @@ class Job:
                     eta_s=self._eta.update(stage, step, total, self._clock()),
                     preview=old.preview if preview is None else preview,
                     metrics=old.metrics if metrics is None else dict(metrics),
+                    notes=old.notes if note is None or note in old.notes else (*old.notes, note),
                 )
             )
         self._deliver()
@@ -258,8 +268,16 @@ def plain_sentence(error: BaseException) -> str:
     return str(error) if isinstance(error, HeadshotError) else f"{type(error).__name__}: {error}"
 
 
+@dataclass
+class _Lane:
+    """One thread and what waits for it."""
+
+    waiting: deque[tuple[Job, Runner]] = field(default_factory=deque)
+    thread: threading.Thread | None = None
+
+
 class JobQueue:
-    """Runs jobs one after the other on a single thread, in the order they came."""
+    """Runs the jobs of each lane one after the other on a thread of their own, in the order they came."""
 
     def __init__(
         self,
@@ -269,29 +287,30 @@ class JobQueue:
         self._explain = explain
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Job, Runner]] = deque()
+        self._lanes = {name: _Lane() for name in LANES}
         self._jobs: list[Job] = []
-        self._thread: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, kind: str, title: str, runner: Runner) -> Job:
+    def submit(self, kind: str, title: str, runner: Runner, lane: str = MAIN) -> Job:
         """Line up ``runner(report) -> result`` (result not None). Raises HeadshotError after ``close``."""
-        job = Job(kind, title, self._clock)
+        job = Job(kind, title, self._clock, lane)
         with self._changed:
             if self._closed:
                 raise HeadshotError("The program is closing down: start it again to go on.")
             self._jobs.append(job)
             self._forget_oldest()
-            self._waiting.append((job, runner))
-            if self._thread is None:  # a daemon, so that a program that forgets close() still ends
-                self._thread = threading.Thread(target=self._work, name="headshot-worker", daemon=True)
-                self._thread.start()
+            own = self._lanes[lane]
+            own.waiting.append((job, runner))
+            if own.thread is None:  # a daemon, so that a program that forgets close() still ends
+                own.thread = threading.Thread(target=self._work, args=(own,), name=f"headshot-{lane}", daemon=True)
+                own.thread.start()
             self._changed.notify_all()
         return job
 
     def current(self) -> Job | None:
-        """The running job."""
-        return next((job for job in self.jobs() if job.snapshot.state == "running"), None)
+        """The running job; that of the main lane where both have one."""
+        running = [job for job in self.jobs() if job.snapshot.state == "running"]
+        return min(running, key=lambda job: LANES.index(job.lane), default=None)
 
     def jobs(self) -> tuple[Job, ...]:
         """All waiting and running jobs and the latest finished ones, oldest first."""
@@ -302,6 +321,21 @@ class JobQueue:
         """The job with this id, if it is still remembered."""
         return next((job for job in self.jobs() if job.id == job_id), None)
 
+    def ahead_of(self, job_id: str) -> tuple[Job, ...]:
+        """The jobs that end before this one begins, the running one first; () when it does not wait."""
+        job = self.find(job_id)
+        if job is None or job.snapshot.state != "queued":
+            return ()
+        lane = [other for other in self.jobs() if other.lane == job.lane]
+        return tuple(other for other in lane[: lane.index(job)] if not other.snapshot.finished)
+
+    def position(self, job_id: str) -> int:
+        """Place in line: 1 for the job that begins next, 2 for the one after it …; 0 when it does not wait."""
+        job = self.find(job_id)
+        if job is None or job.snapshot.state != "queued":
+            return 0
+        return 1 + sum(other.snapshot.state == "queued" for other in self.ahead_of(job_id))
+
     def cancel(self, job_id: str | None = None) -> bool:
         """Cancel that job, or the running one; False when there is none to cancel."""
         job = self.current() if job_id is None else self.find(job_id)
@@ -311,31 +345,32 @@ class JobQueue:
         return True
 
     def close(self, timeout: float | None = None) -> bool:
-        """Cancel everything and wait for the thread; False when it did not end within ``timeout`` seconds."""
+        """Cancel everything and wait for the threads; False when one did not end within ``timeout`` seconds."""
         with self._changed:
             self._closed = True
-            jobs, thread = tuple(self._jobs), self._thread
+            jobs, threads = tuple(self._jobs), [lane.thread for lane in self._lanes.values()]
             self._changed.notify_all()
         for job in jobs:
             if not job.snapshot.finished:
                 job.cancel()
-        if thread is None or thread is threading.current_thread():
-            return True
-        thread.join(timeout)
-        return not thread.is_alive()
+        until = None if timeout is None else time.monotonic() + timeout
+        others = [thread for thread in threads if thread is not None and thread is not threading.current_thread()]
+        for thread in others:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in others)
 
     def _forget_oldest(self) -> None:
         finished = [job for job in self._jobs if job.snapshot.finished]
         for job in finished[: max(0, len(finished) - FINISHED_JOBS_KEPT)]:
             self._jobs.remove(job)
 
-    def _work(self) -> None:
+    def _work(self, lane: _Lane) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: lane.waiting or self._closed)
+                if not lane.waiting:
                     return
-                job, runner = self._waiting.popleft()
+                job, runner = lane.waiting.popleft()
             if job.start():
                 self._run(job, runner)
             del job, runner  # a waiting thread must not keep the last job's models alive

@@ -76,7 +76,7 @@ def explain(error: BaseException) -> str:
 def _translated(error: BaseException) -> str:
     if _is_out_of_gpu_memory(error):
         return "The graphics memory ran out: close other programs that use it, or choose a smaller picture or rank;"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if _is_out_of_main_memory(error):
         return "The memory of this computer ran out: close other programs, or choose a smaller picture or base model;"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk is full: make room and start the job again, what was finished is kept;"
@@ -85,10 +85,19 @@ def _translated(error: BaseException) -> str:
     return f"Something unexpected went wrong ({type(error).__name__}), and what was finished before is kept;"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of either kind ran out."""
+    return _is_out_of_gpu_memory(error) or _is_out_of_main_memory(error)
+
+
 def _is_out_of_gpu_memory(error: BaseException) -> bool:
-    """Told by name, so that torch need not be imported: torch.OutOfMemoryError, or MPS's plain RuntimeError."""
+    """Told by name, so that torch need not be imported: torch.OutOfMemoryError, or a plain RuntimeError."""
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return named or "MPS backend out of memory" in str(error)
+    return named or any(words in str(error) for words in ("MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+
+
+def _is_out_of_main_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _where() -> str:

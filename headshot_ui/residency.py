@@ -1,213 +1,236 @@
-"""Which base model is in memory: at most one, loaded only when it fits, gone after an error.
+"""Which models are in memory and which of them on the device: room is made before a load, never after an error.
 
-Only the worker thread of the job queue may use it.
+    on the device   one at a time, several only where their weights are small beside its memory
+    main memory     those used last stay for the next job while they fit; the longest unused goes first
+
+Only one thread may use a Residency: the worker thread of its lane.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError, StoreError
-from headshot_ui.meter import StageUse
-from headshot_ui.store import read_json, readable_bytes, write_json_atomic
+from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError
+from headshot_ui.memory import (
+    OVERHEAD_BYTES,
+    Memory,
+    files_bytes,
+    free_ram_bytes,
+    free_vram_bytes,
+    give_back,
+    limit_vram,
+    total_ram_bytes,
+    vram_budget_bytes,
+)
+from headshot_ui.store import readable_bytes
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo, LoadedBase
     from headshot_ui.settings import Settings
 
-# Measured with the demo base: the process with torch and diffusers needs this much beside the weights.
-OVERHEAD_BYTES = 2**29
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Weights of several models stay on the device together only up to this share of its memory: computing with one of
+#: them needs the rest (a training step of SDXL takes 1.5 times its weights, a batch of four pictures as much again).
+DEVICE_SHARE = 0.25
+#: Models that nobody uses may keep this share of main memory, so that other programs and the next job have theirs.
+RAM_SHARE = 0.5
+#: Kinds that are loaded in the number format of the settings; networks for faces compute in float32 everywhere.
+_IN_SETTINGS_DTYPE = frozenset({"base", "refiner"})
+_NOUNS = {"base": "base model"}
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of memory of one kind."""
+class ModelKey:
+    """Names a model; equal keys are the same model in memory."""
 
-    kind: str  # "memory" or "graphics memory"
-    needed: int
-    free: int
+    kind: str  # "base", "refiner", "detector", "restorer", "upscaler" or "parser"
+    id: str
+    title: str  # for people
+    files: tuple[Path, ...]  # weight files, or folders in diffusers layout
+    version: str = ""  # anything else that makes it another model, such as settings read along with it
 
-    @property
-    def fits(self) -> bool:
-        return self.needed <= self.free
+
+@dataclass
+class _Held:
+    """A model in memory. One without ``keep``, ``release`` or ``use_loras`` has nothing to move, drop or take off."""
+
+    thing: Any
+    users: int = 0  # blocks that use it now, one inside the other
+    on_device: bool = True
+    broken: bool = False  # an error met it: not to be used again
+
+    def leave_device(self) -> None:
+        if self.on_device:
+            self.on_device = False
+            getattr(self.thing, "keep", _nothing)(frozenset())
+
+    def without_loras(self) -> None:
+        getattr(self.thing, "use_loras", _nothing)(())
+
+    def release(self) -> None:
+        getattr(self.thing, "release", _nothing)()
+
+
+def _nothing(*_: object) -> None:
+    """For a model without that method."""
 
 
 class Residency:
-    """Holds the one loaded base model between jobs, so that the next job of the same base starts at once."""
+    """Holds the loaded models between jobs, so that the next job with the same ones starts at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._info: BaseInfo | None = None
-        self._loaded: LoadedBase | None = None
-        self._peaks_file = settings.outputs_dir / "peaks.json"
+        self._held: dict[ModelKey, _Held] = {}  # the longest unused first
 
     @property
-    def resident(self) -> BaseInfo | None:
-        """The base model in memory now."""
-        return self._info
+    def resident(self) -> tuple[ModelKey, ...]:
+        """The models in memory now, the one used last at the end."""
+        return tuple(self._held)
 
     @contextmanager
-    def use(
-        self, info: BaseInfo, loader: Callable[[], LoadedBase], others: Iterable[BaseInfo] = ()
-    ) -> Iterator[LoadedBase]:
-        """The loaded base model, for the length of the block.
+    def use(self, key: ModelKey, loader: Callable[[], T], others: Iterable[ModelKey] = ()) -> Iterator[T]:
+        """The loaded model, for the length of the block; blocks may lie inside one another.
 
-        It stays in memory afterwards with all LoRAs taken off; an error other than Cancelled evicts it.
-        Room is made before a load: another model goes first. Raises MemoryBudgetError before loading when it
-        does not fit, naming the largest of ``others`` that does; and what ``loader`` raises.
+        Every other model has left the device when the block begins, unless both clearly fit. Afterwards the model
+        stays in memory with all LoRAs taken off; an error other than Cancelled evicts it. Room is made before a
+        load. Raises MemoryBudgetError before loading when it does not fit, naming the largest of ``others`` that
+        does; and what ``loader`` raises.
         """
-        if self._info != info:
-            self.evict()
-            self._check_budget(info, others)
-            self._loaded = loader()
-            self._info = info
-        assert self._loaded is not None
+        limit_vram(self._settings)
+        self._clear_device(key)
+        if key not in self._held:
+            self._forget_older(key)
+            self._make_room(key, others)
+            self._held[key] = _Held(loader())
+        held = self._held[key] = self._held.pop(key)  # to the end: used last
+        held.users += 1
+        held.on_device = True
         try:
-            try:
-                yield self._loaded
-            finally:
-                self._loaded.use_loras(())
+            yield held.thing
         except Cancelled:
             raise
         except BaseException:
-            self.evict()
+            held.broken = True
             raise
+        finally:
+            held.users -= 1
+            self._leave(key, held)
 
     def evict(self) -> None:
-        """Drop the resident model and give its memory back."""
-        loaded, self._loaded, self._info = self._loaded, None, None
-        if loaded is not None:
-            try:
-                loaded.release()
-            except Exception:  # after a GPU error even this may fail; the first error is the one to tell
-                _log.exception("Releasing the base model failed")
-        del loaded
+        """Drop every model that nobody uses, and those in use as soon as their blocks end."""
+        for key, held in list(self._held.items()):
+            held.broken = True
+            if not held.users:
+                self._evict(key)
+
+    def _leave(self, key: ModelKey, held: _Held) -> None:
+        """A block has ended: take LoRAs off, or drop what an error met, and make way for the block around it."""
+        if held.users:
+            return
+        try:
+            if not held.broken:
+                held.without_loras()
+        except BaseException:
+            held.broken = True
+            raise
+        finally:
+            around = [other for other in self._held.values() if other.users]
+            for other in around:
+                other.on_device = True  # it comes back by itself as soon as it computes
+            if held.broken:
+                self._evict(key)
+            elif around and not self._clearly_fit(self._on_device()):
+                held.leave_device()
+
+    # --- room -------------------------------------------------------------------------------------
+    def _clear_device(self, key: ModelKey) -> None:
+        """Move others off the device, unused ones first, until those left clearly fit together with ``key``."""
+        others = [other for other in self._on_device() if other != key]
+        others.sort(key=lambda other: self._held[other].users > 0)
+        while others and not self._clearly_fit([*others, key]):
+            self._held[others.pop(0)].leave_device()
+
+    def _on_device(self) -> list[ModelKey]:
+        return [key for key, held in self._held.items() if held.on_device]
+
+    def _clearly_fit(self, keys: Iterable[ModelKey]) -> bool:
+        """Whether the weights of all these are small beside the device's memory; a CPU has none of its own."""
+        if self._settings.device != "cuda":
+            return False
+        return sum(map(self._weights, keys)) <= DEVICE_SHARE * vram_budget_bytes(self._settings)
+
+    def _forget_older(self, key: ModelKey) -> None:
+        """Drop what was loaded under the same name before it changed."""
+        for other, held in list(self._held.items()):
+            if (other.kind, other.id) == (key.kind, key.id) and not held.users:
+                self._evict(other)
+
+    def _make_room(self, key: ModelKey, others: Iterable[ModelKey]) -> None:
+        """Evict unused models, the longest unused first, until ``key`` fits. Raises MemoryBudgetError."""
+        give_back()
+        idle = [other for other, held in self._held.items() if not held.users]
+        while idle and not self._fits_beside_the_held(key):
+            self._evict(idle.pop(0))
+        short = next((memory for memory in self.memory_for(key) if not memory.fits), None)
+        if short is not None:
+            raise MemoryBudgetError(self._refusal(key, short, others))
+
+    def _fits_beside_the_held(self, key: ModelKey) -> bool:
+        together = sum(map(self._weights, [*self._held, key]))
+        return together <= RAM_SHARE * total_ram_bytes() and all(memory.fits for memory in self.memory_for(key))
+
+    def _evict(self, key: ModelKey) -> None:
+        """Drop a model and give its memory back."""
+        held = self._held.pop(key, None)
+        if held is None:
+            return
+        try:
+            held.release()
+        except Exception:  # after a GPU error even this may fail; the first error is the one to tell
+            _log.exception("Releasing “%s” failed", key.title)
+        held.thing = None
         gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            with suppress(RuntimeError):
-                torch.cuda.empty_cache()
-
-    # --- peaks ------------------------------------------------------------------------------------
-    def record(self, info: BaseInfo, use: StageUse) -> None:
-        """Keep the largest peaks seen per (base, stage) in ``outputs/peaks.json``."""
-        everything = self._read_peaks()
-        stages = everything.setdefault(info.id, {})
-        old = stages.get(use.name)
-        if old is not None:
-            use = StageUse(
-                use.name,
-                use.seconds,
-                max(use.peak_ram_bytes, old.peak_ram_bytes),
-                max(use.peak_vram_bytes, old.peak_vram_bytes),
-            )
-        stages[use.name] = use
-        plain = {base: {name: asdict(use) for name, use in uses.items()} for base, uses in everything.items()}
-        try:
-            write_json_atomic(self._peaks_file, plain)
-        except StoreError as error:  # a number for the next plan is not worth failing a finished stage
-            _log.warning("%s", error)
-
-    def peaks(self, info: BaseInfo) -> dict[str, StageUse]:
-        """Largest memory and latest seconds seen for each stage of this base on this machine."""
-        return self._read_peaks().get(info.id, {})
-
-    def _read_peaks(self) -> dict[str, dict[str, StageUse]]:
-        if not self._peaks_file.is_file():
-            return {}
-        try:
-            data = read_json(self._peaks_file)
-            return {base: {name: StageUse(**use) for name, use in uses.items()} for base, uses in data.items()}
-        except (StoreError, TypeError, AttributeError) as error:
-            _log.warning("Measured peaks are forgotten: %s", error)
-            return {}
+        give_back()
 
     # --- budget -----------------------------------------------------------------------------------
-    def memory_for(self, info: BaseInfo) -> tuple[Memory, ...]:
-        """What loading ``info`` takes and what is free, per kind of memory. Raises ModelError for damaged files."""
-        parts = weight_bytes(info.folder, self._settings.dtype)
-        memory = Memory("memory", sum(parts.values()) + OVERHEAD_BYTES, _free_ram_bytes())
+    def memory_for(self, key: ModelKey) -> tuple[Memory, ...]:
+        """What loading ``key`` takes and what is free, per kind of memory. Raises ModelError for damaged files."""
+        parts = self._parts(key)
+        memory = Memory("memory", sum(parts.values()) + OVERHEAD_BYTES, free_ram_bytes())
         if self._settings.device != "cuda":
             return (memory,)
         # Stages take turns on the GPU, so the largest part counts there, not the sum.
         largest = max(parts.values(), default=0)
-        return memory, Memory("graphics memory", largest + OVERHEAD_BYTES, _free_vram_bytes(self._settings))
+        return memory, Memory("graphics memory", largest + OVERHEAD_BYTES, free_vram_bytes(self._settings))
 
-    def _check_budget(self, info: BaseInfo, others: Iterable[BaseInfo]) -> None:
-        short = next((memory for memory in self.memory_for(info) if not memory.fits), None)
-        if short is None:
-            return
+    def _parts(self, key: ModelKey) -> dict[str, int]:
+        return files_bytes(key.files, self._settings.dtype if key.kind in _IN_SETTINGS_DTYPE else "float32")
+
+    def _weights(self, key: ModelKey) -> int:
+        return sum(self._parts(key).values())
+
+    def _refusal(self, key: ModelKey, short: Memory, others: Iterable[ModelKey]) -> str:
+        noun = _NOUNS.get(key.kind, key.kind)
         fitting = self._largest_that_fits(others)
-        advice = f"choose the base model “{fitting.id}”" if fitting else "add memory (no installed model needs less)"
-        raise MemoryBudgetError(
-            f"“{info.title}” needs about {readable_bytes(short.needed)} of {short.kind} and "
+        advice = f"choose the {noun} “{fitting.id}”" if fitting else "add memory (no installed model needs less)"
+        return (
+            f"“{key.title}” needs about {readable_bytes(short.needed)} of {short.kind} and "
             f"{readable_bytes(short.free)} is free: close other programs, or {advice}."
         )
 
-    def _largest_that_fits(self, others: Iterable[BaseInfo]) -> BaseInfo | None:
+    def _largest_that_fits(self, others: Iterable[ModelKey]) -> ModelKey | None:
         needs = []
         for other in others:
             with suppress(ModelError):
                 memories = self.memory_for(other)
                 if all(memory.fits for memory in memories):
                     needs.append((memories[0].needed, other.id, other))
-        return max(needs)[2] if needs else None
-
-
-def weight_bytes(folder: Path, dtype: str) -> dict[str, int]:
-    """Bytes in memory of each part (subfolder) of a model in diffusers layout, once loaded as ``dtype``.
-
-    Reads the headers of the safetensors files only. A file that is there in several number formats
-    (``model.safetensors`` and ``model.fp16.safetensors``) counts once. Raises ModelError for a damaged one.
-    """
-    parts: dict[str, dict[str, int]] = {}
-    for path in sorted(folder.glob("*/*.safetensors")):
-        files = parts.setdefault(path.parent.name, {})
-        files[path.name.replace(".fp16.", ".").replace(".bf16.", ".")] = _file_bytes(path, dtype)
-    return {part: sum(files.values()) for part, files in parts.items()}
-
-
-def _file_bytes(path: Path, dtype: str) -> int:
-    """A safetensors file begins with the length of its JSON header (8 bytes, little-endian) and that header."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("header longer than the file")
-            header = json.loads(file.read(length))
-        total = 0
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, end = tensor["data_offsets"]
-                stored = _ITEM_BYTES.get(tensor["dtype"])  # whole numbers keep their size
-                total += (end - start) * _DTYPE_BYTES[dtype] // stored if stored else end - start
-        return total
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(f"{path} is damaged: remove the folder {path.parent.parent} and get it again.") from error
-
-
-def _free_ram_bytes() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def _free_vram_bytes(settings: Settings) -> int:
-    import torch
-
-    free = int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
-    limit = settings.vram_limit_bytes
-    return free if limit is None else min(free, limit - int(torch.cuda.memory_allocated()))
+        return max(needs, key=lambda need: need[:2])[2] if needs else None

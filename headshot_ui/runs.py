@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import psutil
 
 from headshot_ui.errors import SpecError, StoreError
 from headshot_ui.specs import TrainSpec
-from headshot_ui.store import Store, new_folder, read_json, write_json_atomic
+from headshot_ui.store import Store, new_folder, read_json, told_plainly, write_json_atomic
 
 RunState = Literal["running", "done", "failed", "cancelled", "interrupted"]
 RUN_STATES = ("running", "done", "failed", "cancelled", "interrupted")
@@ -118,6 +119,14 @@ def latest_run(store: Store, person: str, base: str) -> Run | None:
         if run.state == "done" and run.spec.base == base and path is not None and path.is_file():
             return run
     return None
+
+
+def delete_run(run: Run) -> None:
+    """Remove a run for good: LoRA, samples and checkpoints. Raises StoreError while it is being trained."""
+    if run.alive:
+        raise StoreError(f"The run “{run.name}” is being trained: cancel it first, then delete it.")
+    with told_plainly(run.folder, "removed"):
+        shutil.rmtree(run.folder)
 
 
 def recover_runs(store: Store) -> tuple[Run, ...]:

@@ -28,13 +28,18 @@ SUMMARY = "see the whole job run on drawn demo people: photos, training, ranked 
 EXAMPLES = """examples:
   demo
   demo --json
+  demo --plan                   how long it takes and what it needs
   demo --person robin-2 --seed 1"""
 
 PERSON = "demo-robin"
 PHOTOS = Path("demo/people/robin")  # under the models folder
-#: Looks that are drawn, and pictures of each: enough to measure likeness by, few enough for two CPU cores.
+#: Looks that are drawn, and pictures of each: enough to measure likeness by, few enough for two CPU cores. How many
+#: are drawn before training is ``amounts.PICTURES_BEFORE``; refining and its share of the steps are the base's own.
 PRESETS = 8
 PICTURES_PER_PRESET = 2
+#: Of the best pictures, so many are restored and exported.
+RESTORED = 4
+EXPORTED = 1
 NOTE = "The demo models draw cartoons, not photographs."
 
 
@@ -62,7 +67,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     store = Store(context.settings)
     photos = demo_photos(context.settings)
     store.person_dir(args.person)  # refuses a name that cannot be a folder
-    person = new_folder(store.people_dir, args.person).name  # an earlier demo stays as it is
+    person = args.person
+    if not context.plan_only:
+        person = new_folder(store.people_dir, args.person).name  # an earlier demo stays as it is
     spec = demo_request(person, photos, args.base, args.seed, context.settings)
     print(NOTE, file=context.progress_stream, flush=True)
     made: HeadshotsResult = run_alone(context, spec)
@@ -88,6 +95,8 @@ def demo_request(person: str, photos: Path, base: str, seed: int, settings: Sett
         PrepareSpec(person, (str(photos),), base),
         TrainSpec(person, base, seed=seed),
         GenerateSpec(person, base, presets=looks, count=PICTURES_PER_PRESET, seed=seed, lora="latest"),
+        restore_best=RESTORED,
+        export_best=EXPORTED,
     )
 
 
@@ -131,15 +140,15 @@ def _opened(pictures: tuple[Picture, ...]) -> Iterator[Any]:
 def json_report(
     likeness: MeasuredLikeness, stages: list[StageUse], made: HeadshotsResult, sheet: Path, seconds: float
 ) -> dict[str, Any]:
-    """The last line of ``demo --json``. ``restored`` and ``exports`` are filled once those stages exist."""
+    """The last line of ``demo --json``; ``restored`` and ``exports`` are empty only where that was not possible."""
     return {
         "likeness": likeness,
         "stages": stages,
         "files": {
             "lora": made.trained.lora_path,
             "headshots": [picture.path for picture in made.generated.pictures],
-            "restored": [],
-            "exports": [],
+            "restored": [] if made.restored is None else [picture.path for picture in made.restored.pictures],
+            "exports": [] if made.exported is None else [file.path for file in made.exported.files],
             "contact_sheet": sheet,
         },
         "seconds": seconds,
@@ -168,4 +177,7 @@ def print_report(report: dict[str, Any], pictures_before: int) -> None:
     print()
     print(f"LoRA           {report['files']['lora']}")
     print(f"headshots      {Path(report['files']['headshots'][0]).parent}")
+    for made in ("restored", "exports"):
+        if report["files"][made]:
+            print(f"{made:<13}  {Path(report['files'][made][0]).parent}")
     print(f"contact sheet  {report['files']['contact_sheet']}")

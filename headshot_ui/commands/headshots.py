@@ -1,13 +1,15 @@
-"""headshots: photos in, ranked headshots out; preparing, training and generating in one go."""
+"""headshots: photos in, ranked headshots out, the best repaired and cropped for their use if wanted; in one go."""
 
 from __future__ import annotations
 
 import argparse
 
+from headshot_ui.commands.export import export_lines
 from headshot_ui.commands.generate import picture_lines
 from headshot_ui.commands.job_runner import Context, run_alone, telling_how_to_go_on
 from headshot_ui.commands.output import print_json
 from headshot_ui.commands.prepare import dataset_lines
+from headshot_ui.commands.restore import restored_lines
 from headshot_ui.commands.spec_options import DEFAULT_BASE, HELP, add_spec_options, build_spec
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
 
@@ -15,9 +17,12 @@ NAME = "headshots"
 SUMMARY = "all of it: photos in, ranked headshots out"
 EXAMPLES = """examples:
   headshots ~/Pictures/me --person anna
+  headshots ~/Pictures/me --person anna --restore-best 8 --export-best 3
+  headshots ~/Pictures/me --person anna --plan              what it would take
   headshots album.zip --person anna --count 8 --keep-best 12 --json"""
 
 _SHARED = frozenset({"person", "base", "seed"})
+_PARTS = frozenset({"prepare", "train", "generate"})
 _TRAIN_NAMES = {"steps": "train_steps"}
 _GENERATE_NAMES = {"steps": "sampling_steps"}
 
@@ -28,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same training and pictures")
     add_spec_options(parser.add_argument_group("training"), TrainSpec, _SHARED | {"run"}, _TRAIN_NAMES)
     add_spec_options(parser.add_argument_group("pictures"), GenerateSpec, _SHARED | {"lora"}, _GENERATE_NAMES)
+    add_spec_options(parser.add_argument_group("the best of them"), HeadshotsSpec, _PARTS)
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -35,11 +41,17 @@ def run(args: argparse.Namespace, context: Context) -> int:
         build_spec(PrepareSpec, args),
         build_spec(TrainSpec, args, _TRAIN_NAMES),
         build_spec(GenerateSpec, args, _GENERATE_NAMES, lora="latest"),
+        args.restore_best,
+        args.export_best,
+        args.fidelity_weight,
     )
     with telling_how_to_go_on(context, spec.train.person):
         result = run_alone(context, spec)
     if context.as_json:
         print_json(result)
     else:
-        print("\n".join([*dataset_lines(result.dataset), *picture_lines(result.generated)]))
+        lines = [*dataset_lines(result.dataset), *picture_lines(result.generated)]
+        lines += [] if result.restored is None else restored_lines(result.restored)
+        lines += [] if result.exported is None else export_lines(result.exported)
+        print("\n".join(lines))
     return 0

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
-from headshot_ui.commands.output import progress_stream
+from headshot_ui.commands.output import print_json, progress_stream
 from headshot_ui.commands.progress import ProgressPrinter
 from headshot_ui.commands.spec_options import DEFAULT_BASE
 from headshot_ui.errors import Cancelled, HeadshotError
+from headshot_ui.forecast import forecast_lines
+from headshot_ui.lock import hold
+from headshot_ui.settings import Settings
+from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, RestoreSpec, TrainSpec
 from headshot_ui.store import Store
 
 if TYPE_CHECKING:
     from headshot_ui.engine import Engine
+    from headshot_ui.forecast import Forecast
     from headshot_ui.jobs import Job, Snapshot
     from headshot_ui.runs import Run
-    from headshot_ui.settings import Settings
     from headshot_ui.specs import Spec
 
+#: Requests whose plan is worth telling before they start.
+LONG = (TrainSpec, GenerateSpec, HeadshotsSpec, RestoreSpec)
 _POLL_S = 0.2
 
 
@@ -34,6 +43,7 @@ class Context:
     settings: Settings
     as_json: bool
     make_engine: Callable[[Settings], Engine]
+    plan_only: bool = False  # --plan: say what a job would need, and stop
 
     @property
     def progress_stream(self) -> TextIO:
@@ -49,10 +59,41 @@ class Context:
             engine.close()
 
 
+class PlanShown(Exception):
+    """The plan was asked for and is printed; nothing ran, and there is no result."""
+
+
 def run_alone(context: Context, spec: Spec) -> Any:
-    """Open an engine for one request and return its result. Raises as ``run_job``."""
-    with context.engine() as engine:
+    """Open an engine for one request, tell the plan of a long one, and return its result. Raises as ``run_job``.
+
+    Raises PlanShown after ``--plan``; StoreError while the page is open on the same outputs folder, or another
+    command is at work there: two engines would fight for the device. Exports need no device and disturb nobody.
+    """
+    if context.plan_only:
+        with context.engine() as engine:
+            show_plan(context, engine.forecast(spec))
+        raise PlanShown
+    kind = type(spec).__name__.removesuffix("Spec").lower()
+    alone = nullcontext() if isinstance(spec, ExportSpec) else hold(context.settings.outputs_dir, kind)
+    with alone, context.engine() as engine:
+        if isinstance(spec, LONG):
+            _tell_plan(context, engine, spec)
         return run_job(engine, spec, context.progress_stream)
+
+
+def show_plan(context: Context, forecast: Forecast) -> None:
+    """All there is to say of a plan, as the only thing a command says."""
+    if context.as_json:
+        print_json(forecast)
+    else:
+        print("\n".join(forecast_lines(forecast)), flush=True)
+
+
+def _tell_plan(context: Context, engine: Engine, spec: Spec) -> None:
+    """Before the first line of progress. What is wrong with the request itself is told by the job."""
+    with suppress(HeadshotError):
+        for line in forecast_lines(engine.forecast(spec)):
+            print(line, file=context.progress_stream, flush=True)
 
 
 @contextmanager
@@ -65,9 +106,21 @@ def telling_how_to_go_on(context: Context, person: str) -> Iterator[None]:
         run = _broken_off(Store(context.settings), person, began)
         if run is not None:
             base = "" if run.spec.base == DEFAULT_BASE else f" --base {run.spec.base}"
-            command = f"train --person {person}{base} --run {run.name}"
+            command = f"train --person {person}{base} --run {run.name}{_places(context.settings)}"
             print(f"{run.step} of {run.total} steps are kept; go on with: {command}", file=sys.stderr, flush=True)
         raise
+
+
+def _places(settings: Settings) -> str:
+    """Options for folders that are not where they would be without them, ready to be typed."""
+    usual = Settings.from_environment()
+    models = "" if settings.models_dir == usual.models_dir else f" --models {_typed(settings.models_dir)}"
+    return models + ("" if settings.outputs_dir == usual.outputs_dir else f" --outputs {_typed(settings.outputs_dir)}")
+
+
+def _typed(folder: Path) -> str:
+    """A path as it is typed in a shell of this system."""
+    return subprocess.list2cmdline([str(folder)]) if os.name == "nt" else shlex.quote(str(folder))
 
 
 def _broken_off(store: Store, person: str, began: str) -> Run | None:
@@ -94,6 +147,8 @@ def run_job(engine: Engine, spec: Spec, stream: TextIO) -> Any:
         printer.say("Cancelling: what is finished is kept. Press Ctrl-C again to stop at once.")
         last = _stop(job, news, printer)
     printer.finish()
+    for note in last.notes:
+        printer.say(f"Note: {note}")
     if last.state == "failed":
         raise HeadshotError(last.error or "The job failed without saying why.")
     if last.state == "cancelled":

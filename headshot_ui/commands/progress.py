@@ -7,20 +7,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
+from headshot_ui.wording import format_seconds as format_seconds
+
 if TYPE_CHECKING:
     from headshot_ui.jobs import Snapshot
 
 SECONDS_BETWEEN_LINES = 5.0
-
-
-def format_seconds(seconds: float) -> str:
-    """A stretch of time for people: 9 s, 4 min 05 s, 2 h 10 min."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def progress_text(snapshot: Snapshot) -> str:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from headshot_ui.specs import GenerateSpec, PrepareSpec, Spec, TrainSpec
+from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
 
 #: Without --base; the demo model ships with the program, so it is always there.
 DEFAULT_BASE = "demo-sdxl"
@@ -61,6 +61,32 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "width": "width in pixels, a multiple of 64",
         "height": "height in pixels, a multiple of 64",
         "keep_best": "keep only this many, the most alike (default: keep all)",
+        "refine": "off, ensemble (a refiner draws the last steps) or img2img (it draws over the finished picture)",
+        "refiner": "id of the refiner (default: the first one made for the base model)",
+        "refiner_switch": "ensemble: share of the noise schedule after which the refiner takes over, 0.05 to 0.95",
+        "refiner_strength": "img2img: share of the steps that the refiner draws again, 0.01 to 1",
+    },
+    ExportSpec: {
+        "person": "name of the person whose folder the files go to",
+        "pictures": "pictures to export (default: every picture of the person that has a star)",
+        "layouts": "what for: linkedin, cv, badge, full (default: all of them)",
+        "file_type": "jpeg, png or webp",
+        "quality": "quality of JPEG and WebP, 1 to 100",
+        "disclose": "say in the files that the pictures are AI-generated, where other programs look for it",
+    },
+    RestoreSpec: {
+        "person": "name of the person whose folder the results go to",
+        "pictures": "picture files, folders or .zip archives; any pictures, not only those made here",
+        "restorer": "id of the restorer (default: the best one that is installed)",
+        "fidelity_weight": "0 repairs most and may change the face, 1 keeps most of what is there, flaws as well",
+        "faces": "numbers of the faces to repair in each picture, the largest is 1 (default: all)",
+        "upscale": "enlarge the whole picture 1, 2 or 4 times",
+        "parse_face": "blend in along the outline of the face instead of a soft square",
+    },
+    HeadshotsSpec: {
+        "restore_best": "repair the faces of this many of the best pictures",
+        "export_best": "crop this many of the best pictures for LinkedIn, a CV and a badge",
+        "fidelity_weight": "of that repair: 0 repairs most and may change the face, 1 keeps most, flaws as well",
     },
 }
 
@@ -69,6 +95,7 @@ _BASE_DECIDES = frozenset(
     {
         *("steps", "rank", "learning_rate", "batch_size", "min_snr_gamma", "checkpoint_every", "sample_every"),
         *("negative_prompt", "guidance_scale", "width", "height"),
+        *("refine", "refiner_switch", "refiner_strength"),
     }
 )
 
@@ -135,10 +162,12 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def _value_type(hint: Any) -> type:
-    return str if _is_tuple(hint) else _members(hint)[0]
+    """Type of one value: of a tuple's items where it is a tuple."""
+    member = _members(hint)[0]
+    kind: type = typing.get_args(member)[0] if _is_tuple(hint) else member
+    return kind
 
 
 def _metavar(hint: Any) -> str:
-    if _is_tuple(hint):
-        return "NAME"
-    return {int: "N", float: "X", str: "TEXT"}[_value_type(hint)]
+    names: dict[type, str] = {int: "N", float: "X", str: "NAME" if _is_tuple(hint) else "TEXT"}
+    return names[_value_type(hint)]

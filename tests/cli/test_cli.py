@@ -17,14 +17,16 @@ import pytest
 
 from headshot_ui.cli import COMMANDS, build_parser
 from headshot_ui.commands.spec_options import HELP, build_spec
-from headshot_ui.specs import GenerateSpec, PrepareSpec, TrainSpec
+from headshot_ui.errors import HeadshotError
+from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, Spec, TrainSpec
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_field_of_every_request_has_a_help_text():
-    for spec in (PrepareSpec, TrainSpec, GenerateSpec):
-        assert set(HELP[spec]) == {field.name for field in dataclasses.fields(spec)}
+    for spec in Spec.__subclasses__():
+        parts = {"prepare", "train", "generate"} if spec is HeadshotsSpec else set()
+        assert set(HELP[spec]) == {field.name for field in dataclasses.fields(spec)} - parts
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.NAME)
@@ -71,6 +73,55 @@ def test_headshots_keeps_training_and_sampling_steps_apart(command):
     assert spec.generate.lora == "latest"
 
 
+def test_headshots_says_how_many_of_the_best_are_restored_and_exported(command):
+    argv = ("headshots", "a.jpg", "--person", "anna")
+    done = command(*argv, "--restore-best", "3", "--export-best", "2", "--fidelity-weight", "0.7")
+    (spec,) = done.engines[0].submitted
+    assert (spec.restore_best, spec.export_best, spec.fidelity_weight) == (3, 2, 0.7)
+    assert "3 pictures restored" in done.out and "8 files in" in done.out and "Zip archive:" in done.out
+    (spec,) = command(*argv).engines[0].submitted
+    assert (spec.restore_best, spec.export_best) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("train", "--person", "anna"),
+        ("generate", "--person", "anna", "--lora", "none"),
+        ("headshots", "a.jpg", "--person", "anna"),
+        ("restore", "a.png", "--person", "anna"),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_long_jobs_tell_their_plan_and_with_plan_they_stop_there(command, argv):
+    lines = ["In memory: denoiser.", "Memory: at most about 1.0 GB (estimated); 8.0 GB may be used."]
+    ran = command(*argv)
+    assert ran.code == 0 and ran.out.splitlines()[:2] == lines and len(ran.engines[0].submitted) == 1
+    quiet = command(*argv, "--json")
+    assert quiet.err.splitlines()[:2] == lines and len(quiet.out.splitlines()) == 1
+    planned = command(*argv, "--plan")
+    assert (planned.code, planned.err) == (0, "") and planned.out.splitlines()[:2] == lines
+    assert planned.engines[0].submitted == [] and planned.engines[0].closed
+    as_json = command(*argv, "--plan", "--json").json
+    assert as_json["limit_bytes"] == 2**33 and as_json["fits"] is True
+
+
+def test_short_jobs_have_no_plan(command):
+    assert "Memory:" not in command("prepare", "a.jpg", "--person", "anna").out
+    assert command("prepare", "a.jpg", "--person", "anna", "--plan").code == 2
+
+
+def test_what_a_job_left_out_is_said_at_its_end(command):
+    def train(spec, report):
+        report("Training", 1, 2, note="Likeness was not measured: no recogniser.")
+        report("Training", 2, 2)
+        raise HeadshotError("The disk is full.")
+
+    done = command("train", "--person", "anna", runners={TrainSpec: train})
+    assert done.out.splitlines()[-1] == "Note: Likeness was not measured: no recogniser."
+    assert done.code == 1 and done.err.splitlines() == ["The disk is full."]
+
+
 def test_json_is_the_last_line_and_alone_on_standard_output(command):
     done = command("headshots", "a.jpg", "--person", "anna", "--json")
     assert done.code == 0 and len(done.out.splitlines()) == 1
@@ -102,7 +153,7 @@ def test_a_failed_job_is_one_sentence_on_standard_error_and_code_1(command):
         (["train", "--person", "anna", "--steps", "many"], "invalid int value"),
         (["generate", "--person", "anna", "--width", "100"], "multiple of 64"),
         (["--port", "99999999"], "from 1 to 65535"),
-        (["--host", "0.0.0.0"], "invalid choice"),
+        (["--host", "0.0.0.0"], "needs --user NAME"),
         (["train", "--person", "anna", "--vram-limit", "much"], "memory limit"),
     ],
 )

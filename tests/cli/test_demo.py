@@ -35,17 +35,21 @@ def test_json_has_exactly_the_promised_shape(command, models):
         "first_match_before": 0.125, "first_match_after": 0.75, "identities": 51,
         "pictures": demo.PRESETS * demo.PICTURES_PER_PRESET,
     }  # fmt: skip
-    assert [stage["name"] for stage in report["stages"]] == ["prepare", "train", "before", "generate", "measure"]
+    assert [stage["name"] for stage in report["stages"]] == [
+        "prepare", "train", "before", "generate", "restore", "export", "measure",
+    ]  # fmt: skip
     assert {tuple(stage) for stage in report["stages"]} == {("name", "seconds", "peak_ram_bytes", "peak_vram_bytes")}
     files = report["files"]
     assert set(files) == {"lora", "headshots", "restored", "exports", "contact_sheet"}
-    assert files["restored"] == files["exports"] == []
-    for path in (files["lora"], files["contact_sheet"], *files["headshots"]):
+    assert (len(files["restored"]), len(files["exports"])) == (4, 4), "the best four; the best one in four layouts"
+    for path in (files["lora"], files["contact_sheet"], *files["headshots"], *files["restored"], *files["exports"]):
         assert Path(path).is_file()
+    assert [Path(path).name for path in files["restored"]] == [Path(path).name for path in files["headshots"][:4]]
     assert len(files["headshots"]) == report["likeness"]["pictures"]
     assert "cartoons, not photographs" in done.err
     (spec,) = done.engines[0].submitted
     assert (spec.train.seed, spec.generate.seed, spec.generate.lora) == (5, 5, "latest")
+    assert spec.generate.refine is None, "as the base was made for"
 
 
 def test_the_table_names_likeness_stages_and_files(command, models):
@@ -53,6 +57,13 @@ def test_the_table_names_likeness_stages_and_files(command, models):
     row = next(line for line in shown.splitlines() if line.startswith("taken for this person among 51"))
     assert row.split()[-2:] == ["12%", "75%"]
     assert "train" in shown and "1.0 GB" in shown and "contact-sheet.png" in shown
+    assert "\nrestored " in shown and "\nexports " in shown
+
+
+def test_the_plan_makes_nothing(command, models, tmp_path):
+    done = command("demo", "--models", str(models), "--plan")
+    assert done.code == 0 and "Memory: at most about" in done.out
+    assert done.engines[0].submitted == [] and not (tmp_path / "outputs" / "people" / "demo-robin").exists()
 
 
 def test_a_second_demo_leaves_the_first_one_alone(command, models, tmp_path):

@@ -40,7 +40,7 @@ def test_photos_are_prepared_and_written_as_a_zip(command, tmp_path):
     done = command("prepare", "a.jpg", "b.jpg", "--person", "anna", "--zip", str(target))
     assert done.code == 0 and done.engines[0].submitted == [PrepareSpec("anna", ("a.jpg", "b.jpg"), "demo-sdxl")]
     assert done.out.splitlines()[-1] == f"Zip archive: {target}"
-    assert names(target) == ["000.png", "000.txt", "001.png", "001.txt"]
+    assert names(target) == ["000.png", "000.txt", "held-out/001.png", "held-out/001.txt"]
 
 
 def test_what_was_prepared_before_needs_no_photos_and_has_the_edited_captions(command, prepared, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from headshot_ui.amounts import PICTURES_BEFORE
 from headshot_ui.engine import TASKS, Engine, LikenessCount, Parts, real_parts
 from headshot_ui.errors import ModelError, StoreError
 from headshot_ui.jobs import Snapshot
@@ -45,8 +46,10 @@ def test_every_request_has_its_runner() -> None:
 
 def test_the_real_stages_take_what_the_engine_gives_them() -> None:
     given = {
-        "all_bases": 1, "find_base": 2, "load_base": 2, "load_detector": 2, "load_judge": 4, "load_recogniser": 2,
-        "prepare": 6, "load_dataset": 1, "train": 5, "generate": 5,
+        "all_bases": 1, "find_base": 2, "likely_refiner": 3, "chosen_refiner": 3, "all_restorers": 0,
+        "choose_restorer": 2, "check_request": 3, "load_dataset": 1, "load_base": 2, "load_refiner": 2,
+        "load_detector": 2, "load_any_detector": 2, "load_upscaler": 2, "load_parser": 1, "load_judge": 4,
+        "load_recogniser": 2, "prepare": 6, "train": 5, "generate": 6, "restore_tools": 4, "restore": 5, "export": 4,
     }  # fmt: skip
     assert set(given) == {field.name for field in fields(Parts)}
     parts = real_parts()
@@ -129,7 +132,7 @@ def test_pictures_without_the_lora_stay_out_of_the_headshots(engine: Engine) -> 
 def test_a_free_prompt_is_compared_with_a_few_pictures_only(engine: Engine, world: FakeWorld) -> None:
     spec = HeadshotsSpec(PREPARE, TRAIN, GenerateSpec("anna", "demo", prompt="{subject}", count=30))
     result = engine.submit(spec).wait(WAIT_S).result
-    assert (result.before.pictures, result.after.pictures) == (8, 30)
+    assert (result.before.pictures, result.after.pictures) == (PICTURES_BEFORE, 30)
 
 
 def test_measured_peaks_are_kept_for_the_next_plan(engine: Engine, settings: Settings) -> None:
@@ -166,11 +169,11 @@ def test_an_error_evicts_the_model_and_the_next_job_loads_it_again(engine: Engin
     assert world.names.count("load_base") == 3
 
 
-def test_changing_the_base_swaps_the_model(engine: Engine, world: FakeWorld) -> None:
+def test_two_bases_stay_in_memory_while_they_fit(engine: Engine, world: FakeWorld) -> None:
     for name in ("demo", "other", "demo"):
         assert engine.submit(GenerateSpec("anna", name, prompt="x", count=1)).wait(WAIT_S).state == "done"
-    assert [loaded.info.id for loaded in world.loaded] == ["demo", "other", "demo"]
-    assert [loaded.released for loaded in world.loaded] == [1, 1, 0]
+    assert [loaded.info.id for loaded in world.loaded] == ["demo", "other"]
+    assert world.loaded[0].kept == [frozenset()], "it left the device for the other one"
 
 
 def test_close_cancels_joins_and_drops_the_model(settings: Settings, world: FakeWorld) -> None:

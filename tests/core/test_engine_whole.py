@@ -16,8 +16,8 @@ from headshot_ui.logs import stop_log
 from headshot_ui.runs import latest_run
 from headshot_ui.settings import Settings
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
-from headshot_ui.store import save_png
-from tests.tiny_models import make_tiny_sdxl
+from headshot_ui.store import read_png_metadata, save_png
+from tests.tiny_models import make_tiny_refiner, make_tiny_sdxl
 
 
 class HalfAlike:
@@ -48,11 +48,13 @@ def without_faces() -> Parts:
 
 def test_photos_become_a_lora_and_ranked_pictures(settings: Settings, tmp_path: Path) -> None:
     make_tiny_sdxl(tmp_path / "models" / "tiny")
+    make_tiny_refiner(tmp_path / "models" / "refiner")
     spec = HeadshotsSpec(
         PrepareSpec("anna", ("photos",), "tiny-sdxl"),
         TrainSpec("anna", "tiny-sdxl", learning_rate=0.01),  # large, so that four steps can be seen
-        GenerateSpec("anna", "tiny-sdxl", prompt="portrait of {subject}", count=2),
-    )
+        GenerateSpec("anna", "tiny-sdxl", prompt="portrait of {subject}", count=2, refine="ensemble",
+                     refiner_switch=0.5),
+    )  # fmt: skip
     with Engine(settings, without_faces) as engine:
         last = engine.submit(spec).wait(300)
         log = engine.log_file
@@ -69,3 +71,4 @@ def test_photos_become_a_lora_and_ranked_pictures(settings: Settings, tmp_path: 
     pixels = [{path.name: Image.open(path).tobytes() for path in paths} for paths in (with_lora, without)]
     assert all(pixels[0][name] != pixels[1][name] for name in pixels[0]), "the LoRA changes the pictures"
     assert [use.name for use in made.stages] == ["prepare", "train", "before", "generate"]
+    assert all(read_png_metadata(path)["refiner"]["id"] == "tiny-refiner" for path in with_lora)

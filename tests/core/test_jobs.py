@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from headshot_ui.errors import Cancelled, HeadshotError, PhotoError
-from headshot_ui.jobs import FINISHED_JOBS_KEPT, Job, JobQueue, Reporter, Snapshot
+from headshot_ui.jobs import DESK, FINISHED_JOBS_KEPT, MAIN, Job, JobQueue, Reporter, Snapshot
 
 WAIT_S = 10.0
 ALLOWED = {
@@ -80,9 +80,7 @@ def test_done_job_has_its_result_and_last_report(queue: JobQueue) -> None:
         (SystemExit(3), "SystemExit: 3"),
     ],
 )
-def test_failed_job_tells_why_and_the_queue_goes_on(
-    queue: JobQueue, error: BaseException, sentence: str
-) -> None:
+def test_failed_job_tells_why_and_the_queue_goes_on(queue: JobQueue, error: BaseException, sentence: str) -> None:
     def runner(report: Reporter) -> Any:
         raise error
 
@@ -393,3 +391,64 @@ def test_each_stage_has_its_own_pace_and_time_elsewhere_does_not_count() -> None
 
 def test_eta_of_unknown_length_is_unknown() -> None:
     assert etas([(0, "a", 0, 0), (1, "a", 1, 0)]) == [None, None]
+
+
+# --- lanes, places, notes -------------------------------------------------------------------------------
+def test_lanes_run_beside_each_other_and_each_in_its_order(queue: JobQueue) -> None:
+    main, desk = Gate(), Gate()
+    order: list[str] = []
+    jobs = [queue.submit("a", "a", main), queue.submit("b", "b", lambda report: order.append("b") or "made")]
+    jobs += [
+        queue.submit("c", "c", desk, DESK),
+        queue.submit("d", "d", lambda report: order.append("d") or "made", DESK),
+    ]
+    assert main.started.wait(WAIT_S) and desk.started.wait(WAIT_S), "both run at the same time"
+    assert queue.current() is jobs[0], "the one on the device"
+    desk.go_on.set()
+    assert jobs[3].wait(WAIT_S).state == "done" and order == ["d"] and jobs[0].snapshot.state == "running"
+    main.go_on.set()
+    assert jobs[1].wait(WAIT_S).state == "done" and order == ["d", "b"]
+    assert queue.jobs() == tuple(jobs)
+
+
+def test_the_desk_alone_is_what_runs_now(queue: JobQueue) -> None:
+    gate = Gate()
+    job = queue.submit("c", "c", gate, DESK)
+    assert gate.started.wait(WAIT_S) and queue.current() is job and queue.cancel()
+    gate.go_on.set()
+    assert job.wait(WAIT_S).state == "cancelled"
+
+
+def test_a_waiting_job_knows_its_place(queue: JobQueue) -> None:
+    gate, beside = Gate(), Gate()
+    first, second, third = (queue.submit(name, name, gate) for name in "abc")
+    other = queue.submit("d", "d", beside, DESK)
+    assert gate.started.wait(WAIT_S) and beside.started.wait(WAIT_S)
+    assert [queue.position(job.id) for job in (first, second, third, other)] == [0, 1, 2, 0]
+    assert queue.ahead_of(third.id) == (first, second) and queue.ahead_of(first.id) == ()
+    second.cancel()
+    assert queue.position(third.id) == 1 and queue.ahead_of(third.id) == (first,), "who gave up waits no more"
+    assert queue.position("nobody") == 0
+    gate.go_on.set(), beside.go_on.set()
+    assert third.wait(WAIT_S).state == "done" and queue.position(third.id) == 0
+
+
+def test_notes_gather_and_stay_to_the_end(queue: JobQueue) -> None:
+    def runner(report: Reporter) -> str:
+        report("a", 1, 2, note="First.")
+        report("b", 2, 2, note="Second.")
+        report("b", 2, 2, note="First.")
+        report("b", 2, 2)
+        return "made"
+
+    assert queue.submit("x", "x", runner).wait(WAIT_S).notes == ("First.", "Second.")
+
+
+def test_close_waits_for_both_lanes() -> None:
+    queue, gates = JobQueue(), (Gate(), Gate())
+    jobs = [queue.submit("a", "a", gate, lane) for gate, lane in zip(gates, (MAIN, DESK), strict=True)]
+    assert all(gate.started.wait(WAIT_S) for gate in gates)
+    assert not queue.close(0.05), "they have not noticed yet"
+    for gate in gates:
+        gate.go_on.set()
+    assert queue.close(WAIT_S) and [job.snapshot.state for job in jobs] == ["cancelled"] * 2

@@ -85,6 +85,29 @@ def test_weights_that_were_cut_short_are_told(settings):
     assert wrong.name == "demo recogniser" and "damaged" in wrong.detail and wrong.advice
 
 
+def test_refiners_and_restorers_are_told_and_what_is_missing_is_only_a_note(settings):
+    folder = settings.models_dir / "fine"
+    facts = {
+        "id": "fine",
+        "family": "sdxl",
+        "title": "Fine",
+        "licence": "MIT",
+        "note": "It refines.",
+        "bases": ["demo-sdxl"],
+    }
+    (folder / "unet").mkdir(parents=True)
+    (folder / "refiner.json").write_text(json.dumps(facts))
+    (refiner,) = doctor.check_refiners(settings)
+    assert refiner.ok is True and "for demo-sdxl" in refiner.detail
+    (folder / "unet" / "x.safetensors").write_bytes(b"half")
+    (refiner,) = doctor.check_refiners(settings)
+    assert refiner.ok is False and "damaged" in refiner.detail and "refiner" in refiner.advice
+    restorers = {check.name: check for check in doctor.check_restorers(settings)}
+    assert (
+        restorers["restorer codeformer"].ok is None and "get codeformer.pth" in restorers["restorer codeformer"].advice
+    )
+
+
 def test_packages_are_compared_with_the_lock(lock):
     version = importlib.metadata.version("pillow")
     lines = [f"pillow=={version}", "    # via nothing", "no-such==1 ; sys_platform == 'never'"]

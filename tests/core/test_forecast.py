@@ -1,0 +1,300 @@
+"""The plan of a request: its numbers against files of known size, what was measured before, and what would fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from headshot_ui import forecast as forecast_module
+from headshot_ui.amounts import DRAWING, FINDING_FACES, LEARNING, SDXL_DENOISER_PARAMETERS, lora_bytes, without_lora
+from headshot_ui.engine import Engine
+from headshot_ui.errors import ModelError
+from headshot_ui.families.protocol import RefinerInfo
+from headshot_ui.forecast import PROCESS_BYTES, Forecast, StageForecast, forecast, forecast_lines
+from headshot_ui.logs import stop_log
+from headshot_ui.memory import CONTEXT_BYTES
+from headshot_ui.peaks import Measured, Peaks
+from headshot_ui.settings import Settings
+from headshot_ui.specs import (
+    ExportSpec,
+    GenerateSpec,
+    HeadshotsSpec,
+    PrepareSpec,
+    RestoreSpec,
+    Spec,
+    TrainSpec,
+)
+from tests.core.fakes import FakeWorld, write_weights
+
+ROOT = Path(__file__).parents[2]
+DENOISER, TEXT, VAE = 1_000_000, 300_000, 100  # numbers; in float32 four times as many bytes
+TRAIN = TrainSpec("anna", "demo", steps=100, batch_size=2, rank=8)
+GENERATE = GenerateSpec("anna", "demo", presets=("navy-suit", "white-shirt"), count=3, steps=10, width=64, height=64)
+
+
+@pytest.fixture
+def peaks(settings: Settings) -> Peaks:
+    return Peaks(settings.outputs_dir)
+
+
+@pytest.fixture
+def world(settings: Settings) -> FakeWorld:
+    """The base “demo” has weights of known size."""
+    folder = settings.models_dir / "demo"
+    write_weights(folder / "unet" / "x.safetensors", {"w": ("F16", DENOISER)})
+    write_weights(folder / "text_encoder" / "x.safetensors", {"w": ("F16", TEXT // 3)})
+    write_weights(folder / "text_encoder_2" / "x.safetensors", {"w": ("F16", TEXT // 3 * 2)})
+    write_weights(folder / "vae" / "x.safetensors", {"w": ("F16", VAE)})
+    return FakeWorld(settings)
+
+
+@pytest.fixture
+def plan(
+    settings: Settings, world: FakeWorld, peaks: Peaks, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Forecast]:
+    def make(spec: Spec, limit: int = 2**40) -> Forecast:
+        monkeypatch.setattr(forecast_module, "free_ram_bytes", lambda: limit)
+        monkeypatch.setattr(forecast_module, "own_ram_bytes", lambda: 0)
+        return forecast(spec, settings, world.parts(), peaks)
+
+    return make
+
+
+@pytest.fixture
+def on_card(
+    settings: Settings, world: FakeWorld, peaks: Peaks, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Forecast]:
+    def make(spec: Spec, budget: int = 2**40) -> Forecast:
+        monkeypatch.setattr("headshot_ui.settings._usable", lambda device: True)
+        monkeypatch.setattr(forecast_module, "vram_budget_bytes", lambda settings: budget)
+        card = Settings.from_environment(root=settings.root, device="cuda", dtype="float16", environment={})
+        return forecast(spec, card, world.parts(), peaks)
+
+    return make
+
+
+def width(numbers: int) -> float:
+    return float((numbers / SDXL_DENOISER_PARAMETERS) ** 0.5)
+
+
+# --- estimates ----------------------------------------------------------------------------------------
+def test_in_main_memory_all_weights_count_and_the_most_demanding_part_computes(plan: Callable[..., Forecast]) -> None:
+    made = plan(TRAIN)
+    (train,) = made.stages
+    assert (made.memory_kind, made.fits, made.advice, made.seconds) == ("memory", True, "", None)
+    assert train.on_device == ("text encoders", "VAE", "denoiser") and not train.measured
+    learning = int(LEARNING * 64 * 64 * 2 * width(DENOISER) * 2)  # float32 takes twice the bytes of 16 bit
+    assert train.peak_bytes == pytest.approx(PROCESS_BYTES + 4 * (DENOISER + TEXT + VAE) + learning, abs=4)
+
+
+def test_on_a_card_parts_take_turns_so_the_largest_turn_counts(
+    on_card: Callable[..., Forecast], settings: Settings
+) -> None:
+    (drawing,) = on_card(GENERATE).stages
+    assert drawing.on_device == ("text encoders", "denoiser", "VAE", "face detector")
+    assert drawing.peak_bytes == CONTEXT_BYTES + FINDING_FACES, "more than this small base needs"
+    numbers = 20_000_000
+    write_weights(settings.models_dir / "demo" / "unet" / "x.safetensors", {"w": ("F16", numbers)})
+    made = on_card(replace(GENERATE, width=1536, height=1536))  # in one batch: what fits four of 1024 x 1024
+    working = int(DRAWING * 1536 * 1536 * width(numbers))
+    assert made.memory_kind == "graphics memory" and working > FINDING_FACES
+    assert made.peak_bytes == pytest.approx(CONTEXT_BYTES + 2 * numbers + working, abs=4)
+
+
+def test_a_refiner_is_named_and_counted(plan: Callable[..., Forecast], world: FakeWorld, settings: Settings) -> None:
+    plain = plan(GENERATE)
+    world.refiner = RefinerInfo("fine", "fake", "Fine", settings.models_dir / "fine", "", "")
+    write_weights(world.refiner.folder / "unet" / "x.safetensors", {"w": ("F16", 500_000)})
+    refined = plan(GENERATE)
+    assert refined.stages[0].on_device == ("text encoders", "denoiser", "refiner", "VAE", "face detector")
+    assert refined.peak_bytes - plain.peak_bytes == 4 * 500_000
+
+
+def test_checkpointing_and_smaller_batches_need_less(plan: Callable[..., Forecast]) -> None:
+    peaks = [
+        plan(replace(TRAIN, batch_size=size, gradient_checkpointing=on)).peak_bytes
+        for size, on in ((4, False), (2, False), (2, True), (1, True))
+    ]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+
+
+def test_the_disk_a_run_takes_follows_from_the_attention_of_the_denoiser(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (tmp_path / "unet").mkdir()
+    names = {"mid.attn1.to_q.weight": (6, 10), "mid.attn1.to_out.0.weight": (10, 10), "mid.conv.weight": (9, 9)}
+    arrays = {name: np.zeros(shape, np.float16) for name, shape in names.items()}
+    save_file({**arrays, "mid.attn1.to_out.0.bias": np.zeros(10, np.float16)}, tmp_path / "unet" / "x.safetensors")
+    assert lora_bytes(tmp_path, rank=8) == 4 * 8 * ((6 + 10) + (10 + 10))
+
+
+def test_restoring_counts_the_restorer_and_the_pictures(
+    plan: Callable[..., Forecast], tmp_path: Path, world: FakeWorld
+) -> None:
+    for name in "ab":
+        Image.new("RGB", (300, 200)).save(tmp_path / f"{name}.png")
+    once = plan(RestoreSpec("anna", (str(tmp_path / "a.png"), str(tmp_path / "b.png"))))
+    assert once.stages[0].on_device == ("face detector", "restorer")
+    assert once.disk_bytes == 2 * 3 * 300 * 200
+    larger = plan(RestoreSpec("anna", (str(tmp_path / "a.png"),), upscale=4, parse_face=True))
+    assert larger.stages[0].on_device == ("face detector", "restorer", "face parser", "upscaler")
+    assert larger.disk_bytes == 3 * 300 * 200 * 16 and larger.peak_bytes > once.peak_bytes
+
+
+def test_all_of_it_has_every_stage_and_what_is_not_asked_for_has_none(plan: Callable[..., Forecast]) -> None:
+    spec = HeadshotsSpec(PrepareSpec("anna", ("photos",), "demo"), TRAIN, GENERATE)
+    assert [stage.name for stage in plan(spec).stages] == ["prepare", "train", "before", "generate"]
+    whole = plan(replace(spec, restore_best=4, export_best=1))
+    assert [stage.name for stage in whole.stages] == ["prepare", "train", "before", "generate", "restore", "export"]
+
+
+def test_a_missing_restorer_leaves_its_stage_out_of_the_whole_job_only(
+    plan: Callable[..., Forecast], world: FakeWorld
+) -> None:
+    world.no_restorer = "There is none."
+    spec = HeadshotsSpec(PrepareSpec("anna", ("photos",), "demo"), TRAIN, GENERATE, restore_best=4)
+    assert "restore" not in [stage.name for stage in plan(spec).stages]
+    with pytest.raises(ModelError, match="There is none"):
+        plan(RestoreSpec("anna", ("a.png",)))
+
+
+def test_comparing_draws_few_pictures_whatever_was_asked_for() -> None:
+    every = tuple("abcdefghij")
+    assert without_lora(GenerateSpec("anna", "demo", count=9), every).presets == every[:4]
+    chosen = without_lora(GenerateSpec("anna", "demo", presets=("c", "d"), count=9, lora="x", keep_best=3), every)
+    assert (chosen.presets, chosen.count, chosen.lora, chosen.keep_best) == (("c", "d"), 1, None, None)
+    own = without_lora(GenerateSpec("anna", "demo", prompt="{subject}", count=9), every)
+    assert (own.presets, own.count) == ((), 4)
+
+
+# --- measured before ----------------------------------------------------------------------------------
+def test_what_was_measured_counts_and_seconds_go_with_the_work(plan: Callable[..., Forecast], peaks: Peaks) -> None:
+    seen = Measured("train", 50.0, 1_500_000_000, 0, "64x64 batch 2", "cpu", "float32", units=200)
+    peaks.record("demo", seen)
+    (train,) = plan(TRAIN).stages
+    assert (train.peak_bytes, train.measured, train.seconds) == (1_500_000_000, True, 50.0)
+    assert plan(replace(TRAIN, steps=300)).seconds == pytest.approx(150.0)
+    assert plan(replace(TRAIN, steps=3000)).seconds is None, "so short a run was mostly loading"
+    assert plan(replace(TRAIN, batch_size=1)).stages[0].measured is False, "another size is another measurement"
+    assert plan(replace(TRAIN, run="2026-01-01")).seconds is None, "how much of a run is left is not known here"
+
+
+def test_seconds_of_drawing_go_with_pictures_and_steps(plan: Callable[..., Forecast], peaks: Peaks) -> None:
+    peaks.record("demo", Measured("generate", 6.0, 2**30, 0, "64x64 batch 1", "cpu", "float32", units=60))
+    assert plan(GENERATE).seconds == pytest.approx(6.0)
+    assert plan(replace(GENERATE, count=1, steps=20)).seconds == pytest.approx(4.0)
+
+
+# --- what fits ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [
+        (lambda made: made(replace(TRAIN, batch_size=1)), "learn from one photo at a time"),
+        (lambda made: made(replace(TRAIN, gradient_checkpointing=True)), "switch gradient checkpointing on."),
+        (lambda made: made(replace(TRAIN, batch_size=1, gradient_checkpointing=True)), "and use batch size 1"),
+        (lambda made: 1000, "Nothing smaller fits either: close other programs"),
+    ],
+)
+def test_the_mildest_change_that_fits_is_named(
+    plan: Callable[..., Forecast], room: Callable[[Any], int], words: str
+) -> None:
+    limit = room(lambda spec: plan(spec).peak_bytes)
+    made = plan(TRAIN, limit)
+    assert not made.fits and words in made.advice and made.limit_bytes == limit
+    assert words in forecast_lines(made)[-1]
+
+
+def test_a_disk_without_room_is_said(plan: Callable[..., Forecast], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast_module, "free_bytes", lambda path: 10)
+    made = plan(GENERATE)
+    assert not made.fits and "10 bytes are free" in made.advice
+
+
+def test_the_limit_of_a_card_is_obeyed(on_card: Callable[..., Forecast]) -> None:
+    made = on_card(TRAIN, CONTEXT_BYTES)
+    assert not made.fits and "--vram-limit" in made.advice
+    assert on_card(TRAIN, 2**35).fits
+
+
+# --- words --------------------------------------------------------------------------------------------
+def test_two_to_five_plain_lines() -> None:
+    train = StageForecast("train", ("denoiser",), 6 * 2**30, False, None)
+    draw = StageForecast("generate", ("denoiser", "VAE"), 5 * 2**30, True, 200.0)
+    made = Forecast((train, draw), "graphics memory", 8 * 2**30, 3 * 10**8, None, True, "")
+    assert forecast_lines(made) == [
+        "On the graphics card, one after the other: denoiser and VAE.",
+        "Graphics memory: at most about 6.0 GB while learning (estimated); 8.0 GB may be used.",
+        "Time: about 3 min 20 s without learning (not measured on this computer yet).",
+        "Disk: about 286.1 MB.",
+    ]
+    alone = replace(made, stages=(draw,), memory_kind="memory", disk_bytes=0, seconds=200.0)
+    assert forecast_lines(alone) == [
+        "In memory: denoiser and VAE.",
+        "Memory: at most about 5.0 GB (as measured before); 8.0 GB may be used.",
+        "Time: about 3 min 20 s, judging by the last time.",
+    ]
+    assert len(forecast_lines(replace(made, fits=False, advice="Choose less."))) == 5
+
+
+# --- the engine's ---------------------------------------------------------------------------------------
+def test_the_engine_tells_plans_of_every_kind_at_once_and_from_any_thread(
+    settings: Settings, world: FakeWorld, tmp_path: Path
+) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    picture = str(tmp_path / "a.png")
+    specs = [PrepareSpec("anna", (picture,), "demo"), TRAIN, GENERATE, RestoreSpec("anna", (picture,)),
+             ExportSpec("anna", (picture,)),
+             HeadshotsSpec(PrepareSpec("anna", (picture,), "demo"), TRAIN, GENERATE)]  # fmt: skip
+    with Engine(settings, world.parts) as engine:
+        for spec in specs:
+            engine.forecast(spec)
+            began = time.process_time()
+            made = engine.forecast(spec)
+            assert time.process_time() - began < 0.05
+            assert made.fits and 2 <= len(forecast_lines(made)) <= 5
+        assert engine.jobs() == ()
+    stop_log()
+
+
+def test_a_plan_after_a_job_has_what_the_job_took(settings: Settings, world: FakeWorld) -> None:
+    spec = replace(GENERATE, lora=None)
+    with Engine(settings, world.parts) as engine:
+        assert engine.forecast(spec).seconds is None
+        assert engine.submit(spec).wait(20).error is None
+        (stage,) = engine.forecast(spec).stages
+        assert stage.measured and stage.seconds is not None and stage.peak_bytes > 2**20
+        assert engine.forecast(replace(spec, count=6)).seconds == pytest.approx(2 * stage.seconds)
+    stop_log()
+
+
+def test_a_plan_on_a_machine_without_a_gpu_loads_no_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys, shutil
+shutil.which = lambda name: None
+from pathlib import Path
+exists = Path.exists
+Path.exists = lambda self: False if str(self).startswith("/dev/") else exists(self)
+from headshot_ui.engine import Engine
+from headshot_ui.settings import Settings
+from headshot_ui.specs import GenerateSpec, TrainSpec, RestoreSpec, ExportSpec
+with Engine(Settings.from_environment(outputs_dir={str(tmp_path)!r}, environment={{}})) as engine:
+    for spec in (TrainSpec("anna", "demo-sdxl"), GenerateSpec("anna", "demo-sdxl"), ExportSpec("anna", ("a.png",))):
+        print(engine.forecast(spec).peak_bytes)
+print(sorted(name for name in sys.modules if name in ("torch", "diffusers", "cv2")))
+"""
+    if sys.platform == "darwin":
+        code = code.replace("environment={}", "device='cpu', environment={}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *plans, loaded = done.stdout.splitlines()
+    assert len(plans) == 3 and loaded == "[]"
+    assert all(2**30 < int(peak) < 3 * 2**30 for peak in plans), "near the 1.4 GB that was measured with the demo"
