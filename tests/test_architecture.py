@@ -24,9 +24,16 @@ LAYERS = {
     "settings": 0,
     "jobs": 0,
     "meter": 0,
+    "wording": 0,
     "dataset.types": 0,
     "families.protocol": 0,
+    "restoration.protocol": 0,
     "logs": 1,
+    "memory": 1,
+    "swapping": 1,
+    "peaks": 1,
+    "lock": 1,
+    "stars": 1,
     "store": 1,
     "runs": 1,
     "presets": 1,
@@ -38,6 +45,13 @@ LAYERS = {
     "doctor": 3,
     "training": 3,
     "generation": 3,
+    "restoration": 3,
+    "export": 3,
+    "parts": 4,
+    "amounts": 4,
+    "forecast": 4,
+    "workshop": 4,
+    "engine_runners": 4,
     "engine": 4,
     "sheet": 4,
     "commands": 5,
@@ -51,19 +65,21 @@ FORBIDDEN = {
     "recognisers": ("jobs", "runs", "residency", "families"),
     "likeness": ("jobs", "runs", "residency"),
     "residency": ("jobs", "runs", "families", "recognisers", "likeness"),
-    "dataset": ("training", "generation"),
-    "ui": ("families", "recognisers", "residency", "training", "runs"),
+    "dataset": ("training", "generation", "restoration"),
+    "restoration": ("training", "generation", "families", "recognisers", "residency", "runs"),
+    "ui": ("families", "recognisers", "residency", "training"),
     "engine": ("sheet",),
+    "engine_runners": ("sheet",),
 }
 #: The face of a forbidden package that may be known all the same.
 BUT = {
     "recognisers": ("families.protocol",),
     "residency": ("families.protocol",),
-    "ui": ("families", "families.protocol"),
+    "ui": ("families", "families.protocol", "training.plan"),
 }
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "facexlib", "spandrel", "cv2"}
 #: Imported only inside functions themselves, so they may import torch at their top.
-LATE = ("families", "training", "recognisers")
+LATE = ("families", "training", "recognisers", "restoration.demo_net")
 
 
 def modules() -> dict[str, Path]:

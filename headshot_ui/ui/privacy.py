@@ -8,13 +8,16 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 _FOLDER = re.compile(r"headshot_ui-(\d+)-")
+#: Longer than any handler of the page needs a temporary file of its own.
+UNFINISHED_AGE_S = 3600
 
 
-def set_environment() -> Path:
-    """Switch off every report home, keep proxies away from the local page, and make the folder for uploads.
+def set_environment(host: str = "127.0.0.1") -> Path:
+    """Switch off every report home, keep proxies away from the page at ``host``, and make the folder for uploads.
 
     Returns the folder: readable by this user only (Gradio's own default is one folder that every account
     and every Gradio program on the machine can read), removed when the program ends.
@@ -24,7 +27,8 @@ def set_environment() -> Path:
     os.environ["GRADIO_SSR_MODE"] = "False"
     for name in ("NO_PROXY", "no_proxy"):  # with HTTP_PROXY set and no exception, gradio's start-up check fails
         have = [part for part in os.environ.get(name, "").split(",") if part]
-        os.environ[name] = ",".join(have + [host for host in ("localhost", "127.0.0.1", "::1") if host not in have])
+        direct = dict.fromkeys(("localhost", "127.0.0.1", "::1", host))
+        os.environ[name] = ",".join(have + [each for each in direct if each not in have])
     sweep_leftovers(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=f"headshot_ui-{os.getpid()}-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -41,3 +45,14 @@ def sweep_leftovers(parent: Path) -> None:
         if made_by and not psutil.pid_exists(int(made_by[1])):
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder)
+
+
+def sweep_unfinished(folder: Path, older_than_s: float = UNFINISHED_AGE_S) -> None:
+    """Remove files of uploads that were broken off; call it while none is under way.
+
+    Gradio writes an upload to ``tmp…`` in ``folder`` and renames it when it is complete.
+    """
+    for path in folder.glob("tmp*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()

@@ -19,15 +19,27 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_")[:40].strip("-_")
 
 
-def headshots_request(name: str, photos: Sequence[str], base: str) -> HeadshotsSpec:
-    """Everything at its default. Raises SpecError whose ``field`` is "person", "photos" or "base"."""
+def person_name(name: str) -> str:
+    """The folder name of what was typed. Raises SpecError for "person" when there is none."""
     person = folder_name(name)
     if not person:
         raise SpecError("person", "Give the person a name with at least one letter from a to z or a digit.")
+    return person
+
+
+def prepare_request(name: str, photos: Sequence[str], base: str) -> PrepareSpec:
+    """The photos to check. Raises SpecError whose ``field`` is "person", "photos" or "base"."""
+    person = person_name(name)
     if not base:
         raise SpecError("base", "No base model was found: get a complete copy of the program, then start it again.")
+    return PrepareSpec(person, tuple(photos), base)
+
+
+def headshots_request(name: str, photos: Sequence[str], base: str) -> HeadshotsSpec:
+    """Everything at its default. Raises SpecError whose ``field`` is "person", "photos" or "base"."""
+    prepare = prepare_request(name, photos, base)
     return HeadshotsSpec(
-        PrepareSpec(person, tuple(photos), base),
-        TrainSpec(person, base),
-        GenerateSpec(person, base, count=PICTURES_PER_LOOK, lora="latest"),
+        prepare,
+        TrainSpec(prepare.person, base),
+        GenerateSpec(prepare.person, base, count=PICTURES_PER_LOOK, lora="latest"),
     )

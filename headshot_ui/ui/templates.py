@@ -1,4 +1,4 @@
-"""HTML of the page's own parts. Values go in through ``{{…}}`` only, which escapes them.
+"""HTML of the page's own parts. Values go in through ``{{…}}`` only, which escapes them, and ``literal.py``.
 
 Gradio fills these in the browser (Handlebars) and changes only what differs, so nothing flickers.
 """
@@ -8,19 +8,97 @@ from __future__ import annotations
 HEADER = """
 <header class="hs-header">
   <h1>Headshots</h1>
-  <p>Drop about twelve photos of yourself and get professional headshots.
+  <p>Photos of yourself in, professional headshots out.
      <span class="hs-private">Everything happens on this computer.</span></p>
 </header>
 """
+
+NEW_PERSON = """
+{{#if value.first}}
+<div class="hs-welcome"><h2>Who is it for?</h2>
+<p class="hs-soft">Give a first name. Photos, models and pictures of this person are kept together under it.</p></div>
+{{else}}
+<div class="hs-welcome"><h2>New person</h2></div>
+{{/if}}
+"""
+
+DELETE_PERSON = """
+<section class="hs-delete" aria-label="Delete {{value.name}}">
+  <h2>Delete everything about “{{value.name}}”?</h2>
+  {{#if value.kept}}
+  <p class="hs-soft">This is removed for good ({{value.size}}):</p>
+  <ul>{{#each value.kept}}<li>{{this}}</li>{{/each}}</ul>
+  {{else}}<p class="hs-soft">Nothing is kept of this person yet.</p>{{/if}}
+</section>
+"""
+
+PROBLEM = '{{#if value.text}}<p class="hs-problem" role="alert">{{value.text}}</p>{{/if}}'
+
+NOTE = '{{#if value.text}}<p class="hs-note">{{value.text}}</p>{{/if}}'
+
+BAR = """
+{{#if value.shown}}
+<section class="hs-bar-box" aria-label="Jobs">
+  {{#each value.running}}
+  <div class="hs-job hs-running">
+    <div class="hs-job-line">
+      <b>{{this.title}}</b>
+      <span class="hs-job-stage" aria-live="polite">{{this.stage}}</span>
+      <span class="hs-soft hs-steps">{{this.steps}}</span>
+      <span class="hs-job-buttons">
+      {{#if this.cancelling}}<button type="button" class="hs-button" disabled>Cancelling …</button>
+      {{else}}<button type="button" class="hs-button" data-do="cancel" data-item="{{this.id}}"
+        aria-label="Cancel: {{this.title}}">Cancel</button>{{/if}}
+      </span>
+    </div>
+    <div class="hs-bar" role="progressbar" aria-label="{{this.title}}: {{this.stage}}" aria-valuemin="0"
+       aria-valuemax="100" aria-valuenow="{{this.percent}}"><div style="width:{{this.percent}}%"></div></div>
+    <p class="hs-soft hs-left"><span>{{this.percent}} %</span> <span>{{this.left}}</span></p>
+  </div>
+  {{/each}}
+  {{#each value.waiting}}
+  <div class="hs-job hs-waiting">
+    <div class="hs-job-line">
+      <b>{{this.title}}</b>
+      <span class="hs-job-stage hs-soft">{{this.place}}</span>
+      <span class="hs-job-buttons">
+      <button type="button" class="hs-button" data-do="cancel" data-item="{{this.id}}"
+        aria-label="Cancel: {{this.title}}">Cancel</button>
+      </span>
+    </div>
+  </div>
+  {{/each}}
+  {{#each value.finished}}
+  <div class="hs-job hs-{{this.state}}" role="status">
+    <div class="hs-job-line">
+      <b>{{this.title}}</b>
+      <span class="hs-job-stage">{{this.text}}</span>
+      <span class="hs-job-buttons">
+      <button type="button" class="hs-button" data-do="show" data-item="{{this.id}}"
+        data-show="#tabs" data-block="start"
+        aria-label="Show: {{this.title}}">Show</button>
+      <button type="button" class="hs-button hs-close" data-do="dismiss" data-item="{{this.id}}"
+        aria-label="Dismiss: {{this.title}}" title="Dismiss">✕</button>
+      </span>
+    </div>
+    {{#if this.folder}}<p class="hs-soft hs-left">In <code>{{this.folder}}</code></p>{{/if}}
+  </div>
+  {{/each}}
+</section>
+{{/if}}
+"""
+
+#: An empty state: what is missing. A button that leads there follows it.
+EMPTY = '<div class="hs-empty"><h2>{{value.title}}</h2><p class="hs-soft">{{value.text}}</p></div>'
 
 HOW = """
 <aside class="hs-how" aria-label="How it works">
   <h2>How it works</h2>
   <ol>
-    <li><b>Your photos are checked.</b> Each one is cropped to head and shoulders; what cannot be used is named
-        with the reason.</li>
-    <li><b>The model learns your face.</b> You see the loss, samples and the time left, and can cancel at any time.</li>
-    <li><b>Headshots are drawn and ranked</b> by how much they look like you.</li>
+    <li><b>Dataset:</b> your photos are checked and cropped; what cannot be used is named with the reason.</li>
+    <li><b>Train:</b> a model learns your face.</li>
+    <li><b>Generate:</b> headshots are drawn and ranked by how much they look like you.</li>
+    <li><b>Restore:</b> faces are repaired and pictures enlarged, where that helps.</li>
   </ol>
   <h2>Photos that work well</h2>
   <ul>
@@ -32,41 +110,28 @@ HOW = """
 </aside>
 """
 
-PROBLEM = '{{#if value.text}}<p class="hs-problem" role="alert">{{value.text}}</p>{{/if}}'
-
-NOTE = '{{#if value.text}}<p class="hs-note">{{value.text}}</p>{{/if}}'
+TWO_WAYS = """
+<p class="hs-soft"><b>Check my photos</b> goes step by step: you see what is used before anything is learned.
+<b>Make my headshots</b> does everything in one go: check, train and draw. The results appear on the tabs.</p>
+"""
 
 CHOSEN = """
-{{#if value.photos}}
+{{#if value.count}}
 <div class="hs-chosen">
+  {{#if value.photos}}
   <ul aria-label="Photos chosen">
     {{#each value.photos}}<li><img src="{{this.picture}}" alt="{{this.name}}" title="{{this.name}}"></li>{{/each}}
   </ul>
+  {{/if}}
   <p class="hs-soft">{{value.count}}</p>
 </div>
 {{/if}}
 """
 
-PROGRESS = """
-<section class="hs-progress hs-{{value.state}}" aria-label="Progress">
-  {{#if value.past}}<ol class="hs-past">{{#each value.past}}<li>{{this}}</li>{{/each}}</ol>{{/if}}
-  <div class="hs-stage">
-    <h2 aria-live="polite">{{value.stage}}</h2>
-    <span class="hs-soft hs-steps">{{value.steps}}</span>
-  </div>
-  {{#if value.error}}<p class="hs-problem" role="alert">{{value.error}}</p>{{/if}}
-  {{#if value.running}}
-  <div class="hs-bar" role="progressbar" aria-label="{{value.stage}}" aria-valuemin="0" aria-valuemax="100"
-       aria-valuenow="{{value.percent}}"><div style="width:{{value.percent}}%"></div></div>
-  {{/if}}
-  <p class="hs-soft hs-left">{{value.left}}</p>
-</section>
-"""
-
 CURVE = """
 {{#if value.line}}
 <figure class="hs-curve">
-  <figcaption>Loss <b>{{value.last}}</b>: how wrong the model still is</figcaption>
+  <figcaption>Loss <b>{{value.last}}</b> after {{value.steps}} steps: how wrong the model still is</figcaption>
   <svg viewBox="0 0 600 180" preserveAspectRatio="none" role="img"
        aria-label="Training loss after {{value.steps}} steps: {{value.last}}, between {{value.high}} and {{value.low}}">
     <line x1="0" y1="170" x2="600" y2="170"/>
@@ -85,43 +150,100 @@ PREVIEW = """
 {{/if}}
 """
 
-PHOTOS = """
-{{#if value.photos}}
-<section class="hs-photos" aria-label="Your photos">
-  <h2>Your photos</h2>
-  <p class="hs-soft">{{value.count}}</p>
-  <ul>
-    {{#each value.photos}}
-    <li class="hs-{{this.verdict}}">
-      {{#if this.picture}}<img src="{{this.picture}}" alt="">{{else}}<div class="hs-nothing"></div>{{/if}}
-      <b>{{this.label}}</b>
-      <span class="hs-name">{{this.name}}</span>
-      {{#if this.reason}}<span class="hs-reason">{{this.reason}}</span>{{/if}}
-    </li>
-    {{/each}}
-  </ul>
+PHOTO_COUNT = """
+<h2>Checked photos</h2>
+<p class="hs-soft" aria-live="polite">{{value.count}} Choose one to change its caption or to leave it out.</p>
+{{#if value.advice}}<p class="hs-advice" role="note">{{value.advice}}</p>{{/if}}
+"""
+
+PHOTO_GRID = """
+<ul class="hs-photos" aria-label="Checked photos">
+  {{#each value.photos}}
+  <li><button type="button" class="hs-photo hs-{{this.verdict}}" data-do="edit" data-item="{{this.name}}"
+       data-show="#editor">
+    {{#if this.picture}}<img src="{{this.picture}}" alt="">{{else}}<span class="hs-nothing"></span>{{/if}}
+    <b>{{this.label}}</b>
+    <span class="hs-name">{{this.name}}</span>
+    {{#if this.reason}}<span class="hs-reason">{{this.reason}}</span>{{/if}}
+  </button></li>
+  {{/each}}
+</ul>
+"""
+
+EDITOR = """
+{{#if value.name}}
+<figure class="hs-editing hs-{{value.verdict}}">
+  {{#if value.picture}}<img src="{{value.picture}}" alt="{{value.name}}">{{/if}}
+  <figcaption><b>{{value.label}}</b> <span class="hs-name">{{value.name}}</span>
+  {{#if value.reason}}<p class="hs-reason">{{value.reason}}</p>{{/if}}
+  {{#if value.fixed}}<p class="hs-soft">{{value.fixed}}</p>{{/if}}</figcaption>
+</figure>
+{{/if}}
+"""
+
+PLAN = """
+<section class="hs-plan" aria-label="Plan">
+  <h2>The plan</h2>
+  <ul>{{#each value.lines}}<li>{{this}}</li>{{/each}}</ul>
+  {{#if value.problem}}<p class="hs-problem" role="alert">{{value.problem}}</p>{{/if}}
+</section>
+"""
+
+TRAINING = """
+<section class="hs-training" aria-label="Training">
+  <div class="hs-stage"><h2>{{value.title}}</h2><span class="hs-soft hs-steps">{{value.steps}}</span></div>
+  {{#if value.running}}
+  <div class="hs-bar" role="progressbar" aria-label="{{value.stage}}" aria-valuemin="0" aria-valuemax="100"
+       aria-valuenow="{{value.percent}}"><div style="width:{{value.percent}}%"></div></div>
+  {{/if}}
+  {{#if value.text}}<p class="hs-soft hs-left">{{value.text}}</p>{{/if}}
+</section>
+"""
+
+SAMPLES = """
+{{#if value.samples}}
+<section class="hs-samples" aria-label="Samples">
+  <h3>Samples: the same picture, drawn while learning</h3>
+  <ol>{{#each value.samples}}
+    <li><img src="{{this.picture}}" alt="Sample after {{this.step}} steps"><span>step {{this.step}}</span></li>
+  {{/each}}</ol>
 </section>
 {{/if}}
 """
 
-RESULTS = """
-<section aria-label="Results">
-  <h2>Your headshots</h2>
-  <p>{{value.summary}}</p>
-  <p class="hs-soft">100 % likeness means: as alike as your own photos are to each other. Made with AI; say so where it
-     matters. All files: <code>{{value.folder}}</code></p>
-</section>
+HISTORY = """
+<h2>Trainings</h2>
+<table class="hs-runs">
+  <thead><tr><th scope="col">Begun</th><th scope="col">Steps</th><th scope="col">State</th>
+    <th scope="col">Loss</th><th scope="col">Likeness</th><th scope="col"><span class="hs-hidden">Actions</span></th>
+  </tr></thead>
+  <tbody>
+  {{#each value.runs}}
+  <tr class="hs-run hs-{{this.state}}">
+    <td data-label="Begun">{{this.when}}</td>
+    <td data-label="Steps" class="hs-steps">{{this.steps}}</td>
+    <td data-label="State"><span class="hs-tag">{{this.label}}</span></td>
+    <td data-label="Loss">{{#if this.spark}}<svg class="hs-spark" viewBox="0 0 100 24" role="img"
+      aria-label="Loss of this training" preserveAspectRatio="none"><polyline points="{{this.spark}}"/></svg>
+      {{else}}<span class="hs-soft">–</span>{{/if}}</td>
+    <td data-label="Likeness">{{#if this.likeness}}{{this.likeness}}{{else}}<span class="hs-soft">–</span>{{/if}}</td>
+    <td class="hs-run-actions">
+      {{#if this.use}}<button type="button" class="hs-button" data-do="use" data-item="{{this.name}}"
+        aria-label="Use the training of {{this.when}} for pictures">Use for pictures</button>{{/if}}
+      {{#if this.further}}<button type="button" class="hs-button" data-do="further" data-item="{{this.name}}"
+        aria-label="{{this.further_label}}: {{this.when}}">{{this.further_label}}</button>{{/if}}
+      {{#if this.delete}}<button type="button" class="hs-button" data-do="delete" data-item="{{this.name}}"
+        aria-label="Delete the training of {{this.when}}">Delete</button>{{/if}}
+      {{#if this.blocked}}<span class="hs-soft">{{this.blocked}}</span>{{/if}}
+    </td>
+  </tr>
+  {{/each}}
+  </tbody>
+</table>
 """
 
-EARLIER = """
-<section aria-label="Earlier headshots"><h2>Earlier headshots</h2>
-<p class="hs-soft">Found on this computer. Click one to see all its pictures.</p></section>
-"""
-
-SHEET = """
-{{#if value.picture}}
-<details class="hs-sheet"><summary>Contact sheet</summary>
-<img src="{{value.picture}}" alt="Photos given, pictures before training and the ranked headshots">
-</details>
-{{/if}}
+DELETE_RUN = """
+<h3>Delete the training of {{value.when}}?</h3>
+<p class="hs-soft">Its model, samples and checkpoints ({{value.size}}) are removed for good. Pictures drawn with it
+stay.</p>
 """

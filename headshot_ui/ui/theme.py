@@ -46,6 +46,9 @@ def theme() -> gr.themes.Base:
         "button_secondary_background_fill": "card", "button_secondary_background_fill_hover": "paper",
         "button_secondary_text_color": "ink", "button_secondary_text_color_hover": "ink",
         "button_secondary_border_color": "edge", "button_secondary_border_color_hover": "ink",
+        "button_cancel_background_fill": "problem", "button_cancel_background_fill_hover": "problem",
+        "button_cancel_text_color": "card", "button_cancel_text_color_hover": "card",
+        "button_cancel_border_color": "problem", "button_cancel_border_color_hover": "ink",
         "link_text_color": "accent", "color_accent_soft": "paper",
     }  # fmt: skip
     values = {name: PALETTE[colour][0] for name, colour in colours.items()}

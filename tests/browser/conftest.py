@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.settings import Settings
 from headshot_ui.ui import serve
 from headshot_ui.ui.live import Live
-from tests.ui.fake_engine import FakeEngine, load_fake_dataset, portrait
+from tests.ui.fake_engine import FakeEngine, portrait
 
 ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -42,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")  # not longer: playwright keeps an event loop, which tests with their own cannot have
 def browser() -> Iterator[Browser]:
     path = next((found for found in map(shutil.which, NAMES) if found), None)
-    expect.set_options(timeout=20_000)  # two busy cores need longer than the five seconds it is by itself
+    expect.set_options(timeout=30_000)  # two busy cores need longer than the five seconds it is by itself
     with sync_playwright() as playwright:
         own = Path(playwright.chromium.executable_path)
         if path is None and not own.exists():
@@ -60,7 +59,7 @@ class App:
     address: str
     engine: FakeEngine
     outputs: Path
-    restart: Callable[[], None]
+    restart: Callable[..., None]  # another program at the same address, with a new engine
 
 
 @pytest.fixture
@@ -71,10 +70,10 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
     settings = Settings.from_environment(outputs_dir=tmp_path / "outputs", models_dir=tmp_path / "models")
 
-    def launch(fake: dict[str, Any]) -> tuple[FakeEngine, str]:
+    def launch(fake: dict[str, Any], port: int | None = None) -> tuple[FakeEngine, str]:
         engine = FakeEngine(settings, **fake)
-        live = Live(engine, settings, tmp_path / f"shown-{len(started)}", load_fake_dataset)
-        page, address = serve.launch(engine, settings, "127.0.0.1", None, live=live)
+        live = Live(engine, settings, tmp_path / f"shown-{len(started)}")
+        page, address = serve.launch(engine, settings, "127.0.0.1", port, live=live)
         started.append((page, engine))
         return engine, address
 
@@ -84,11 +83,11 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         for number in range(10):
             portrait(number, "photo").save(models / f"robin-{number}.jpg")
 
-        def restart() -> None:
+        def restart(**other: Any) -> None:
             page, engine = started.pop()
             engine.close()
             page.close(verbose=False)
-            made.engine, made.address = launch(fake)
+            made.engine, made.address = launch({**fake, **other}, urlsplit(made.address).port)
 
         engine, address = launch(fake)
         made = App(address, engine, tmp_path / "outputs", restart)
@@ -106,13 +105,14 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     contexts: list[Any] = []
     problems: list[str] = []
 
-    def opened(address: str, **options: Any) -> Page:
+    def opened(address: str, expect_errors: bool = False, **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(f"script error: {error}"))
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        if not expect_errors:
+            page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: problems.extend(_foreign(request.url)))
         page.goto(address)
         page.get_by_role("heading", name="Headshots", exact=True).wait_for()
@@ -147,11 +147,34 @@ CUT_OFF = """() => [...document.querySelectorAll('main *')].filter((element) => 
 }).map((element) => element.outerHTML.slice(0, 120))"""
 
 
-def form(page: Page) -> SimpleNamespace:
-    """The controls of the form."""
-    return SimpleNamespace(
-        name=page.get_by_label("Name of the person"),
-        files=page.locator("#files input[type=file]"),
-        start=page.get_by_role("button", name="Make my headshots"),
-        cancel=page.get_by_role("button", name="Cancel"),
-    )
+def add_person(page: Page, name: str) -> None:
+    """Type a name into the empty field and press Add."""
+    page.get_by_label("Name of the person").fill(name)
+    page.get_by_role("button", name="Add", exact=True).click()
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+    expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+
+
+def drop(page: Page, photos: list[Path]) -> None:
+    """Give photos and wait until the page shows them."""
+    page.locator("#files input[type=file]").set_input_files(photos)
+    expect(page.locator("#chosen")).to_contain_text(f"{len(photos)} photo")
+
+
+def prepare(page: Page, name: str, photos: list[Path]) -> None:
+    """A new person with checked photos."""
+    add_person(page, name)
+    expect(page.locator("#person input")).to_be_visible()
+    drop(page, photos)
+    page.get_by_role("button", name="Check my photos").click()
+    expect(page.locator("#photos li")).to_have_count(len(photos) + 1)
+
+
+def start_training(page: Page) -> None:
+    """From checked photos to a training that runs."""
+    open_tab(page, "Train")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#training").get_by_role("progressbar")).to_be_visible()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +11,21 @@ from playwright.sync_api import expect
 
 from headshot_ui.engine import Engine
 from headshot_ui.settings import Settings
+from headshot_ui.sheet import FILE_NAME as SHEET_NAME
 from headshot_ui.ui import serve
-from tests.browser.conftest import form
+from tests.browser.conftest import open_tab
 
 MINUTES = 60_000
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    settings = Settings.from_environment(outputs_dir=tmp_path / "outputs")
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def address(outputs: Path) -> Iterator[str]:
+    settings = Settings.from_environment(outputs_dir=outputs)
     with Engine(settings) as engine:
         page, where = serve.launch(engine, settings, "127.0.0.1", None)
         yield where
@@ -29,24 +34,25 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_demo_photos_become_headshots_that_look_like_the_person(address, open_page, tmp_path):
+def test_the_demo_photos_become_headshots_that_look_like_the_person(address, outputs, open_page):
     page = open_page(address)
     page.get_by_role("button", name="Use the demo photos").click()
     expect(page.locator("#chosen img")).to_have_count(10)
-    form(page).start.click()
+    page.get_by_role("button", name="Make my headshots").click()
     expect(page.locator("#photos li")).to_have_count(10, timeout=3 * MINUTES)
+    open_tab(page, "Train")
     expect(page.locator("#curve polyline")).to_be_visible(timeout=5 * MINUTES)
     page.reload()  # the job goes on meanwhile
     expect(page.locator("#curve polyline")).to_be_visible()
-    expect(page.locator("#preview img")).to_be_visible(timeout=20 * MINUTES)
-    pictures = page.locator("#gallery button.thumbnail-item")
-    expect(pictures.first).to_be_visible(timeout=40 * MINUTES)
-    expect(pictures).to_have_count(20)
-    told = page.locator("#summary").inner_text()
-    (after, drawn), (before, drawn_before) = re.findall(r"(\d+) of (\d+)", told)
-    assert int(after) / int(drawn) >= 0.7, told
-    assert int(after) / int(drawn) - int(before) / int(drawn_before) >= 0.3, told  # it was the training that did it
-    with page.expect_download() as saved:
-        page.get_by_role("button", name="Download all (zip)").click()
-    with zipfile.ZipFile(saved.value.path()) as packed:
-        assert len(packed.namelist()) == 21 and packed.testzip() is None
+    expect(page.locator("#samples img").first).to_be_visible(timeout=20 * MINUTES)
+    told = page.locator("#bar .hs-done .hs-job-stage")
+    expect(told).to_contain_text("pictures look like demo-robin", timeout=40 * MINUTES)
+    (after, drawn), (before, drawn_before) = re.findall(r"(\d+) of (\d+)", told.inner_text())
+    assert int(after) / int(drawn) >= 0.7, told.inner_text()
+    assert int(after) / int(drawn) - int(before) / int(drawn_before) >= 0.3, told.inner_text()  # training did it
+    expect(page.locator("#history tbody tr")).to_contain_text("%")
+    page.locator("#bar").get_by_role("button", name="Show").click()
+    expect(page.get_by_role("tab", name="Generate")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#tab-generate img").first).to_be_visible()
+    (folder,) = (outputs / "people" / "demo-robin" / "headshots").iterdir()
+    assert (folder / SHEET_NAME).is_file() and len(list(folder.glob("*.png"))) == 21

@@ -1,47 +1,43 @@
-"""What the page shows, without gradio and without a browser."""
+"""The jobs as the page shows them, without gradio and without a browser."""
 
 from __future__ import annotations
 
 import io
-import zipfile
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from headshot_ui.jobs import Job, Snapshot
 from headshot_ui.settings import Settings
-from headshot_ui.ui.live import CURVE_POINTS, Live, _note, _Watched
+from headshot_ui.sheet import FILE_NAME as SHEET_NAME
+from headshot_ui.specs import GenerateSpec, PrepareSpec, TrainSpec
+from headshot_ui.ui.live import CURVE_POINTS, Live, _note, _ordinal, _Watched, plain_time
+from headshot_ui.ui.outcomes import outcome_of
 from headshot_ui.ui.request import headshots_request
 from headshot_ui.ui.thumbnails import data_uri
-from tests.ui.fake_engine import FakeEngine, load_fake_dataset, portrait
+from tests.ui.fake_engine import FakeEngine, portrait
 
 
 class Desk:
-    """A ``Live`` before a fake engine, with two photos to give."""
+    """A ``Live`` before a fake engine, with one photo to give."""
 
-    def __init__(self, folder: Path, **fake: object) -> None:
+    def __init__(self, folder: Path, **fake: Any) -> None:
         self.settings = Settings.from_environment(outputs_dir=folder / "outputs")
-        self.engine = FakeEngine(self.settings, **fake)  # type: ignore[arg-type]
-        self.live = Live(self.engine, self.settings, folder / "shown", load_fake_dataset)
-        photos = [folder / "a.jpg", folder / "group.jpg"]
-        for number, path in enumerate(photos):
-            portrait(number, "given").save(path)
-        self.spec = headshots_request("Anna", [str(photos[0])], "demo-sdxl")
+        self.engine = FakeEngine(self.settings, **fake)
+        self.live = Live(self.engine, self.settings, folder / "shown")
+        self.photo = folder / "a.jpg"
+        portrait(1, "given").save(self.photo)
+        self.spec = headshots_request("Anna", [str(self.photo)], "demo-sdxl")
 
     def run(self) -> Job:
-        job = self.live.start(self.spec)
+        job = self.live.submit(self.spec)
         assert job.wait(20).finished
         return job
-
-
-class _Shown:
-    """As much of a running job as a preview asks for."""
-
-    def __init__(self, preview: Path) -> None:
-        self.snapshot = Snapshot("1", "headshots", "x", "running", preview=preview)
 
 
 @pytest.fixture
@@ -51,33 +47,93 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     made.engine.close()
 
 
-def test_two_starts_make_one_job(desk):
+def stuck(desk: Desk, person: str = "anna", **more: Any) -> Job:
+    """A training that stays at its last step until ``hold`` is set."""
     desk.engine.hold.clear()
-    first, second = desk.live.start(desk.spec), desk.live.start(desk.spec)
-    assert first is second is desk.live.job()
-    assert len(desk.engine.submitted) == 1
+    job = desk.live.submit(TrainSpec(person, "demo-sdxl", **more))
+    while job.snapshot.step < desk.engine._steps:
+        job.wait(0.01)
+    return job
+
+
+def test_equal_requests_make_one_job_and_others_line_up(desk):
+    first = stuck(desk)
+    assert desk.live.submit(TrainSpec("anna", "demo-sdxl")) is first
+    other = desk.live.submit(TrainSpec("anna", "demo-sdxl", rank=8))
+    assert other is not first and len(desk.engine.submitted) == 2
     desk.engine.hold.set()
-    assert first.wait(20).state == "done"
-    assert desk.live.start(desk.spec) is not first
+    assert first.wait(20).state == other.wait(20).state == "done"
+    assert desk.live.submit(TrainSpec("anna", "demo-sdxl")) is not first  # that one is finished
 
 
-def test_a_finished_job_shows_all_its_stages_and_results(desk):
+def test_after_a_cancel_the_same_request_starts_anew(desk):
+    first = stuck(desk)
+    first._cancel.set()  # asked for, and not yet heard
+    again = desk.live.submit(TrainSpec("anna", "demo-sdxl"))
+    assert again is not first
+
+
+def test_newest_is_found_by_person_and_kind(desk):
+    anna = desk.live.submit(TrainSpec("anna", "demo-sdxl"))
+    ben = desk.live.submit(TrainSpec("ben", "demo-sdxl"))
+    later = desk.live.submit(TrainSpec("anna", "demo-sdxl", rank=8))
+    drawn = desk.live.submit(GenerateSpec("anna", "demo-sdxl", count=1))
+    drawn.wait(20)
+    assert desk.live.newest("anna", "train") is later and desk.live.newest("ben", "train") is ben
+    assert desk.live.newest("anna", "generate") is drawn and desk.live.newest("ben", "generate") is None
+    assert desk.live.spec_of(anna) == TrainSpec("anna", "demo-sdxl") and desk.live.person_of(anna) == "anna"
+
+
+def test_the_bar_says_what_runs_and_who_waits_behind_whom(desk):
+    first = stuck(desk)
+    second = desk.live.submit(TrainSpec("ben", "demo-sdxl"))
+    third = desk.live.submit(GenerateSpec("anna", "demo-sdxl", count=1))
+    bar = desk.live.bar()
+    assert [(job["id"], job["title"], job["percent"]) for job in bar["running"]] == [(first.id, "Learning anna", 100)]
+    assert [job["place"] for job in bar["waiting"]] == [
+        "Waiting, next in line; behind: Learning anna",
+        "Waiting, 2nd in line; behind: Learning anna, Learning ben",
+    ]
+    assert desk.live.unfinished("anna") == (first, third) and desk.live.unfinished() == (first, second, third)
+    assert desk.live.cancel(second.id) and second.snapshot.state == "cancelled"
+    assert [job["id"] for job in desk.live.bar()["waiting"]] == [third.id]
+
+
+def test_a_finished_job_stays_on_the_bar_until_it_is_dismissed(desk):
     job = desk.run()
-    shown = desk.live.progress(job)
+    (line,) = desk.live.bar()["finished"]
+    assert (line["id"], line["state"], line["tab"]) == (job.id, "done", "generate")
+    assert line["text"] == "18 of 20 pictures look like anna; before training it was 9 of 10."
+    assert Path(line["folder"]).is_dir() and (Path(line["folder"]) / SHEET_NAME).is_file()
+    desk.live.dismiss(job.id)
+    assert desk.live.bar()["finished"] == []
+
+
+def test_what_went_well_makes_room_for_the_next_job_and_failures_stay(tmp_path):
+    desk = Desk(tmp_path, fail="No face was found.")
+    bad = desk.live.submit(PrepareSpec("anna", (str(desk.photo),), "demo-sdxl"))
+    bad.wait(20)
+    good = desk.live.submit(TrainSpec("anna", "demo-sdxl"))
+    good.wait(20)
+    assert [line["state"] for line in desk.live.bar()["finished"]] == ["done", "failed"]
+    stuck(desk, rank=8)
+    assert [line["text"] for line in desk.live.bar()["finished"]] == ["No face was found."]
+    desk.engine.close()
+
+
+def test_everybody_is_listed_also_who_was_only_named(desk):
+    assert desk.live.people() == []
+    assert desk.live.people("carla") == ["carla"]
+    desk.run()
+    assert desk.live.people() == ["anna", "carla"]
+    desk.live.forget("carla")
+    assert desk.live.people() == ["anna"]
+
+
+def test_a_finished_job_shows_all_its_stages(desk):
+    shown = desk.live.progress(desk.run())
     assert (shown["state"], shown["stage"], shown["percent"], shown["running"]) == ("done", "Done", 100, False)
     assert shown["past"] == ["Looking at the photos", "Training", "Drawing"]
-    results = desk.live.results(job)
-    assert results is not None
-    assert results.pictures[0][1] == "96 % likeness · Navy suit, grey studio"
-    assert results.pictures[7][1].endswith("(not ranked: no face)")
-    assert results.summary == "18 of 20 pictures look like anna; before training it was 9 of 10."
-    assert all(
-        Path(path).is_file() and desk.settings.outputs_dir not in Path(path).parents for path, _ in results.pictures
-    )
-    with zipfile.ZipFile(results.archive) as packed:
-        assert packed.testzip() is None
-        assert {"contact-sheet.png", "000.png"} <= set(packed.namelist()) and len(packed.namelist()) == 21
-    assert desk.live.results(job) is results  # packed once, however many pages ask
 
 
 def test_a_failed_job_says_why(tmp_path):
@@ -85,18 +141,36 @@ def test_a_failed_job_says_why(tmp_path):
     job = desk.run()
     shown = desk.live.progress(job)
     assert (shown["state"], shown["error"]) == ("failed", "No face was found in any photo; take new ones.")
-    assert shown["running"] is False and desk.live.results(job) is None
+    assert shown["running"] is False and desk.live.outcome(job).text == shown["error"]
     desk.engine.close()
 
 
 def test_cancel_is_told_at_once(desk):
-    desk.engine.hold.clear()
-    job = desk.live.start(desk.spec)
-    desk.live.cancel()
+    job = stuck(desk)
+    desk.live.cancel(job.id)
     assert desk.live.progress(job)["stage"] in ("Cancelling …", "Cancelled")
     assert job.wait(20).state == "cancelled"
     shown = desk.live.progress(job)
     assert shown["stage"] == "Cancelled" and "finished is kept" in shown["left"]
+    assert "kept" in desk.live.outcome(job).text and desk.live.outcome(job).tab == "train"
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "said", "tab"),
+    [
+        ("prepare", SimpleNamespace(photos=[SimpleNamespace(verdict="train")] * 3, folder=Path("d")),
+         "3 photos can be used.", "dataset"),
+        ("train", SimpleNamespace(steps=1, run_dir=Path("r")), "Learned in 1 step.", "train"),
+        ("restore", SimpleNamespace(pictures=[SimpleNamespace(skipped=""), SimpleNamespace(skipped="No face.")],
+                                    folder=Path("s")),
+         "1 picture restored; 1 without a face that could be repaired.", "restore"),
+        ("export", SimpleNamespace(files=[1, 2], folder=Path("e")), "2 files exported.", "generate"),
+        ("something", SimpleNamespace(), "Done.", "dataset"),
+    ],
+)  # fmt: skip
+def test_what_a_job_says_when_it_is_done(kind, result, said, tab):
+    told = outcome_of(Snapshot("1", kind, "x", "done", result=result))
+    assert (told.text, told.tab) == (said, tab)
 
 
 def test_unfinished_pictures_are_said_to_be_so(desk, tmp_path):
@@ -106,33 +180,12 @@ def test_unfinished_pictures_are_said_to_be_so(desk, tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         portrait(1, "x").save(path)
-        preview = desk.live.preview(_Shown(path))
+        running = SimpleNamespace(snapshot=Snapshot("1", "headshots", "x", "running", preview=path))
+        preview = desk.live.preview(running)
         assert preview["picture"].startswith("data:image/jpeg")
         shown[name] = (preview["text"].partition(";")[0], preview["shaping"])
     assert list(shown.values()) == [("Taking shape …", True), ("Newest sample", False), ("Newest picture", False)]
     assert desk.live.preview(job)["picture"] == ""  # a finished job shows its pictures instead
-
-
-def test_results_that_cannot_be_copied_say_where_they_lie(desk, tmp_path):
-    (tmp_path / "shown").write_text("a file where the folder should be")
-    results = desk.live.results(desk.run())
-    assert results is not None and results.pictures == ()
-    assert "could not be written" in results.summary and Path(results.folder).is_dir()
-
-
-def test_photos_show_verdict_and_reason(desk):
-    job = desk.run()
-    used, left_out = desk.live.photos(job)
-    assert (used["label"], left_out["label"]) == ("Used", "Left out")
-    assert left_out["reason"].startswith("Several faces")
-    assert used["picture"].startswith("data:image/jpeg;base64,")
-
-
-def test_photos_of_an_earlier_job_are_not_shown_as_those_of_this_one(desk):
-    first = desk.run()
-    assert desk.live.dataset_changed(first) > 0
-    desk.live._watched[first.id].started_s += 3600
-    assert desk.live.dataset_changed(first) == 0
 
 
 def test_the_curve_falls_from_left_to_right(desk):
@@ -151,6 +204,21 @@ def test_losses_come_from_training_only_and_stay_few(desk):
     _note(watched, Snapshot("1", "train", "x", "running", "Drawing", 6000, 9000, metrics={"loss": 0.5}))
     assert CURVE_POINTS / 2 <= len(watched.losses) <= CURVE_POINTS
     assert watched.losses[-1][0] <= 5000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "a few seconds"), (30, "less than a minute"), (55, "about 1 minute"), (200, "about 3 minutes"),
+     (3599, "about 1 hour"), (4900, "about 1 hour 20 minutes"), (7200, "about 2 hours")],
+)  # fmt: skip
+def test_time_is_told_in_plain_words(seconds, said):
+    assert plain_time(seconds) == said
+
+
+def test_places_in_line():
+    assert [_ordinal(number) for number in (2, 3, 4, 11, 12, 22, 101)] == [
+        "2nd", "3rd", "4th", "11th", "12th", "22nd", "101st",
+    ]  # fmt: skip
 
 
 def test_thumbnails_are_upright_and_small(tmp_path):

@@ -1,0 +1,66 @@
+"""The few scripts of the page: accessible names, arrow keys, buttons inside templates."""
+
+from __future__ import annotations
+
+#: Gradio calls its thumbnails "Thumbnail 1 of 9" to people who cannot see them; the caption says more.
+NAME_THUMBNAILS = """() => {
+  const name = () => document.querySelectorAll('button.thumbnail-item img[alt]').forEach((image) => {
+    const button = image.closest('button');
+    if (image.alt && button.getAttribute('aria-label') !== image.alt) button.setAttribute('aria-label', image.alt);
+  });
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+}"""
+
+#: Arrow keys, Home and End move between tabs, as people who use a keyboard expect of a list of tabs.
+TAB_KEYS = """() => {
+  document.addEventListener('keydown', (event) => {
+    const tab = event.target.closest && event.target.closest('[role=tab]');
+    if (!tab || event.ctrlKey || event.altKey || event.metaKey) return;
+    const list = tab.closest('[role=tablist]');
+    const all = [...list.querySelectorAll('[role=tab]')].filter((each) => each.offsetParent && !each.disabled);
+    const at = all.indexOf(tab), last = all.length - 1;
+    const next = at === last ? 0 : at + 1, before = at === 0 ? last : at - 1;
+    const to = {ArrowRight: next, ArrowLeft: before, Home: 0, End: last}[event.key];
+    if (to === undefined || at < 0) return;
+    event.preventDefault();
+    all[to].focus();
+    all[to].click();
+  });
+}"""
+
+#: What runs when the page opens.
+ON_LOAD = f"() => {{ ({NAME_THUMBNAILS})(); ({TAB_KEYS})(); }}"
+
+#: ``js_on_load`` of a gr.HTML with ``<button data-do="…" data-item="…">``: a press becomes its click event.
+BUTTONS = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-do]');
+  if (!button || button.disabled) return;
+  const show = button.dataset.show && document.querySelector(button.dataset.show);
+  if (show) show.scrollIntoView({block: button.dataset.block || 'nearest'});
+  trigger('click', {do: button.dataset.do, item: button.dataset.item || ''});
+});"""
+
+#: The same, and the pressed button stays marked (aria-pressed) until another one is pressed.
+CHOICE_BUTTONS = (
+    BUTTONS
+    + """
+let chosen = null;
+const mark = () => element.querySelectorAll('button[data-do]').forEach((button) =>
+  button.setAttribute('aria-pressed', String(button.dataset.item === chosen)));
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-do]');
+  if (button) { chosen = button.dataset.item; mark(); }
+});
+watch('value', mark);"""
+)
+
+#: After “Start training”: the card that shows it, unless something has to be put right first.
+SHOW_TRAINING = """() => {
+  if (document.querySelector('#train-settings [role=alert]')) return;
+  const look = (tries) => {
+    const card = document.querySelector('#training [role=progressbar]');
+    if (card) document.querySelector('#training').scrollIntoView({block: 'nearest'});
+    else if (tries) setTimeout(look, 200, tries - 1);
+  };
+  look(20);
+}"""

@@ -1,0 +1,235 @@
+"""Dataset: drop photos, have them checked, change captions, leave some out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from headshot_ui import families
+from headshot_ui.errors import HeadshotError, SpecError
+from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.specs import Spec
+from headshot_ui.store import Store
+from headshot_ui.ui import templates
+from headshot_ui.ui.literal import safe_html
+from headshot_ui.ui.outcomes import count_of
+from headshot_ui.ui.photos import grid_values, kept_photos, photos_of, state_of
+from headshot_ui.ui.request import headshots_request, person_name, prepare_request
+from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged, problem
+from headshot_ui.ui.tabs.dataset_editor import Editor, editor_layout, wire_editor
+from headshot_ui.ui.thumbnails import PHOTO_ENDINGS, data_uri
+
+CHOSEN_SHOWN, CHOSEN_PX = 24, 96
+DEMO_PERSON, DEMO_PHOTOS, DEMO_FOLDER = "demo-robin", "demo/people/robin", "demo-photos"
+CHECK, CHECKING = "Check my photos", "Checking …"
+WHOLE, MAKING = "Make my headshots", "Making headshots …"
+
+
+@dataclass(frozen=True)
+class _Parts:
+    files: gr.File
+    chosen: gr.HTML
+    photos_problem: gr.HTML
+    kept: gr.Checkbox
+    demo: gr.Button
+    base: gr.Dropdown
+    base_note: gr.HTML
+    base_problem: gr.HTML
+    check: gr.Button
+    whole: gr.Button
+    problem: gr.HTML
+    checked: gr.Column
+    count: gr.HTML
+    grid: gr.HTML
+    editor: Editor
+    onward: gr.Button
+
+
+def build(shell: Shell) -> Tab:
+    """The tab; see ``ui/tab.py``."""
+    bases = families.all_bases(shell.settings)
+    parts = _layout(bases)
+    store = Store(shell.settings)
+    _wire_choosing(parts, shell, bases)
+    _wire_jobs(parts, shell, store)
+    wire_editor(parts.editor, shell, store, parts.grid, parts.count)
+    parts.onward.click(lambda: gr.Tabs(selected="train"), None, shell.tabs, **QUIET)
+    outputs = (
+        parts.files,
+        parts.kept,
+        parts.check,
+        parts.whole,
+        parts.checked,
+        parts.count,
+        parts.grid,
+        parts.editor.box,
+    )
+    return Tab(outputs, _refresher(shell, store))
+
+
+# --- layout -----------------------------------------------------------------------------------------
+def _layout(bases: Sequence[BaseInfo]) -> _Parts:
+    with gr.Column(elem_id="checked", elem_classes="hs-card", visible=False) as checked:
+        count = safe_html({"count": ""}, html_template=templates.PHOTO_COUNT, elem_id="photo-count")
+        with gr.Row(elem_classes="hs-columns hs-photos-row"):
+            grid, editor = editor_layout()
+        onward = gr.Button("Next: train", variant="primary", elem_id="to-train", elem_classes="hs-onward", scale=0,
+                           min_width=180)  # fmt: skip
+    with gr.Row(elem_classes="hs-columns"):
+        with gr.Column(scale=3, min_width=300, elem_classes="hs-card", elem_id="give"):
+            safe_html({}, html_template="<h2>Add photos</h2>")
+            files = gr.File(
+                label="Photos, or a zip of them", file_count="multiple", height=150, file_types=list(PHOTO_ENDINGS),
+                elem_id="files", elem_classes="hs-drop",
+            )  # fmt: skip
+            chosen = safe_html({"count": ""}, html_template=templates.CHOSEN, elem_id="chosen")
+            photos_problem = problem("photos-problem")
+            demo = gr.Button("Use the demo photos", size="sm", elem_id="demo", elem_classes="hs-plain")
+            kept = gr.Checkbox(True, label="Also use the photos kept from before", elem_id="kept", visible=False)
+            base = gr.Dropdown(
+                [(info.title, info.id) for info in bases], value=bases[0].id if bases else None, label="Base model",
+                elem_id="base", filterable=False,
+            )  # fmt: skip
+            base_note = safe_html({"text": _note(bases, bases[0].id if bases else "")}, html_template=templates.NOTE,
+                                elem_id="base-note")  # fmt: skip
+            base_problem = problem("base-problem")
+            with gr.Row(elem_classes="hs-actions"):
+                check = gr.Button(CHECK, variant="primary", size="lg", elem_id="check", min_width=200)
+                whole = gr.Button(WHOLE, size="lg", elem_id="whole", elem_classes="hs-plain", min_width=200)
+            safe_html({}, html_template=templates.TWO_WAYS)
+            start_problem = problem("start-problem")
+        with gr.Column(scale=2, min_width=260):
+            safe_html({}, html_template=templates.HOW)
+    return _Parts(files, chosen, photos_problem, kept, demo, base, base_note, base_problem, check, whole,
+                  start_problem, checked, count, grid, editor, onward)  # fmt: skip
+
+
+def _note(bases: Sequence[BaseInfo], base_id: str) -> str:
+    return next((info.note for info in bases if info.id == base_id), "No base model was found.")
+
+
+# --- choosing photos --------------------------------------------------------------------------------
+def _wire_choosing(parts: _Parts, shell: Shell, bases: Sequence[BaseInfo]) -> None:
+    files_of = gr.State("")  # whose photos were dropped
+
+    def demo_photos() -> list[Any]:
+        found = _demo_photos(shell)
+        if not found:
+            text = "The demo photos are missing: get a complete copy of the program."
+            return [gr.skip(), gr.skip(), gr.skip(), {"text": text}]
+        target = shell.shown_dir / DEMO_FOLDER
+        target.mkdir(parents=True, exist_ok=True)
+        copies = [str(shutil.copy2(path, target / path.name)) for path in found]
+        drawn = next((info.id for info in bases if info.demo), gr.skip())
+        person = gr.Dropdown(choices=shell.live.people(DEMO_PERSON), value=DEMO_PERSON)
+        return [person, copies, drawn, {"text": ""}]
+
+    parts.demo.click(demo_photos, None, [shell.person, parts.files, parts.base, parts.photos_problem], **QUIET)
+    parts.files.change(lambda files: _chosen(files or []), parts.files, parts.chosen, **QUIET)
+    for field in (parts.files, parts.kept):
+        field.change(lambda: {"text": ""}, None, parts.photos_problem, **QUIET)
+
+    def other_person(person: str | None, files: list[str] | None, before: str) -> list[Any]:
+        """Photos dropped for one person are not checked as another's; those of nobody yet, and the demo's, stay."""
+        demo_names = {path.name for path in _demo_photos(shell)}
+        demo = person == DEMO_PERSON and all(Path(path).name in demo_names for path in files or [])
+        moved = bool(files) and bool(before) and before != person and not demo
+        return [None if moved else gr.skip(), person or ""]
+
+    shell.person.change(other_person, [shell.person, parts.files, files_of], [parts.files, files_of], **QUIET)
+    parts.base.change(
+        lambda base: [{"text": _note(bases, base)}, {"text": ""}], parts.base, [parts.base_note, parts.base_problem],
+        **QUIET,
+    )  # fmt: skip
+
+
+def _demo_photos(shell: Shell) -> list[Path]:
+    return sorted((shell.settings.models_dir / DEMO_PHOTOS).glob("*.jpg"))
+
+
+def _chosen(files: Sequence[str]) -> dict[str, Any]:
+    """Thumbnails of what was dropped, before anything is judged."""
+    pictures = [path for path in map(Path, files) if path.suffix.lower() != ".zip"]
+    photos = [{"name": path.name, "picture": data_uri(path, CHOSEN_PX)} for path in pictures[:CHOSEN_SHOWN]]
+    archives = len(files) - len(pictures)
+    count = [count_of(len(pictures), "photo")] if pictures else []
+    count += [count_of(archives, "zip archive")] if archives else []
+    more = f", the first {CHOSEN_SHOWN} are shown" if len(pictures) > CHOSEN_SHOWN else ""
+    text = " and ".join(count) + more
+    return {"photos": [photo for photo in photos if photo["picture"]] or None, "count": text}
+
+
+# --- starting ---------------------------------------------------------------------------------------
+def _wire_jobs(parts: _Parts, shell: Shell, store: Store) -> None:
+    places = ("person", "photos", "base", "")
+
+    def start(kind: str, make: Callable[..., Spec], person: str | None, typed: str, files: list[str] | None, kept: bool,
+              base: str | None) -> list[Any]:  # fmt: skip
+        problems = dict.fromkeys(places, "")
+        chosen: Any = gr.skip()
+        try:
+            name = person or person_name(typed or "")
+            chosen = gr.Dropdown(choices=shell.live.people(name), value=name)
+            # While it runs the list of kept photos grows, so a second click would be another request.
+            if not any(job.snapshot.kind == kind for job in shell.live.unfinished(name)):
+                shell.live.submit(make(name, _photos_of(store, name, files or [], kept), base or ""))
+        except SpecError as error:
+            problems[error.field if error.field in places else ""] = str(error)
+        except HeadshotError as error:
+            problems[""] = str(error)
+        return [*({"text": text} for text in problems.values()), chosen, nudged()]
+
+    fields = [shell.person, shell.new_name, parts.files, parts.kept, parts.base]
+    outputs = [shell.name_problem, parts.photos_problem, parts.base_problem, parts.problem, shell.person, shell.nudge]
+    parts.check.click(partial(start, "prepare", prepare_request), fields, outputs, **CLICK)
+    parts.whole.click(partial(start, "headshots", headshots_request), fields, outputs, **CLICK)
+
+
+def _photos_of(store: Store, person: str, files: Sequence[str], kept: bool) -> list[str]:
+    """What is to be checked: the files dropped, and those kept from before where that is wanted."""
+    before = [str(store.photos_dir(person))] if kept and kept_photos(store, person) else []
+    return [*files, *before]
+
+
+# --- what is new ------------------------------------------------------------------------------------
+def _refresher(shell: Shell, store: Store) -> Callable[[str, Any], tuple[list[Any], Any] | None]:
+    def refresh(person: str, mark: Any) -> tuple[list[Any], Any] | None:
+        number, changed_ns = state_of(store, person) if person else (0, 0)
+        kept = kept_photos(store, person) if person else 0
+        jobs = [job for job in shell.live.unfinished(person) if job.snapshot.kind in ("prepare", "headshots")]
+        checking = any(job.snapshot.kind == "prepare" for job in jobs) if person else False
+        whole = any(job.snapshot.kind == "headshots" for job in jobs) if person else False
+        now = (person, number, changed_ns, kept, checking, whole)
+        if now == mark:
+            return None
+        same_set = mark is not None and mark[:2] == now[:2]
+        shown: list[Any] = [gr.skip()] * 3
+        if mark is None or mark[:3] != now[:3]:
+            shown = _checked_values(store, person) if number else [gr.Column(visible=False), gr.skip(), gr.skip()]
+        fresh = mark is not None and mark[0] == person and not same_set and bool(number)
+        return [
+            None if fresh else gr.skip(),  # they are among the checked ones now
+            gr.Checkbox(visible=kept > 0, label=f"Also use the {count_of(kept, 'photo')} kept from before"),
+            gr.Button(CHECKING if checking else CHECK, interactive=not checking),
+            gr.Button(MAKING if whole else WHOLE,
+                      interactive=not whole),
+            *shown,
+            gr.skip() if same_set else gr.Column(visible=False),
+        ], now  # fmt: skip
+
+    return refresh
+
+
+def _checked_values(store: Store, person: str) -> list[Any]:
+    """Values of the card of checked photos, its count line and its grid."""
+    try:
+        values = grid_values(store, person, photos_of(store, person))
+    except HeadshotError as error:
+        return [gr.Column(visible=True), {"count": str(error)}, {"photos": []}]
+    return [gr.Column(visible=True), {"count": values["count"], "advice": values["advice"]}, values]

@@ -1,0 +1,167 @@
+"""Train: the plan, a few simple choices, expert settings, what is being learned, and earlier trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from headshot_ui import families
+from headshot_ui.errors import HeadshotError, SpecError
+from headshot_ui.families.protocol import BaseDefaults, BaseInfo
+from headshot_ui.store import Store
+from headshot_ui.ui import templates
+from headshot_ui.ui.literal import safe_html
+from headshot_ui.ui.page_js import SHOW_TRAINING
+from headshot_ui.ui.photos import base_of, photos_of, state_of
+from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged, problem
+from headshot_ui.ui.tabs.train_runs import Runs, runs_layout, runs_mark, runs_values, wire_runs
+from headshot_ui.ui.train_values import Field, fields, length_choices, placeholder, plan_lines, train_request
+
+NO_PHOTOS = {"title": "No checked photos yet",
+             "text": "Training learns from checked photos. Add and check them on the first tab."}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Parts:
+    empty: gr.Column
+    to_dataset: gr.Button
+    settings: gr.Column
+    plan: gr.HTML
+    base: gr.Dropdown
+    base_problem: gr.HTML
+    length: gr.Radio
+    inputs: tuple[Any, ...]  # one per ``fields()``
+    problems: tuple[gr.HTML, ...]  # under each of them
+    start: gr.Button
+    start_problem: gr.HTML
+    runs: Runs
+
+
+def build(shell: Shell) -> Tab:
+    """The tab; see ``ui/tab.py``."""
+    bases = {info.id: info for info in families.all_bases(shell.settings)}
+    store = Store(shell.settings)
+    parts = _layout(bases)
+    _wire(parts, shell, store, bases)
+    wire_runs(parts.runs, shell, store, {base: info.defaults.train_steps for base, info in bases.items()})
+    outputs = (parts.empty, parts.settings, parts.base, *parts.runs.outputs)
+    return Tab(outputs, _refresher(shell, store, bases))
+
+
+# --- layout -----------------------------------------------------------------------------------------
+def _layout(bases: dict[str, BaseInfo]) -> _Parts:
+    first = next(iter(bases.values()), None)
+    defaults = first.defaults if first else None
+    with gr.Column(elem_classes="hs-card", elem_id="train-empty") as empty:
+        safe_html(NO_PHOTOS, html_template=templates.EMPTY)
+        to_dataset = gr.Button("Go to Dataset", variant="primary", elem_id="to-dataset", scale=0, min_width=160,
+                               elem_classes="hs-onward")  # fmt: skip
+    with gr.Column(elem_classes="hs-card", elem_id="train-settings", visible=False) as settings:
+        plan = safe_html({"lines": []}, html_template=templates.PLAN, elem_id="plan")
+        base = gr.Dropdown(
+            [(info.title, info.id) for info in bases.values()], value=first.id if first else None, label="Base model",
+            elem_id="train-base", filterable=False, visible=len(bases) > 1,
+        )  # fmt: skip
+        base_problem = problem("train-base-problem")
+        length = gr.Radio(length_choices(defaults), value="normal", label="How long to learn", elem_id="length")
+        with gr.Accordion("Expert settings", open=False, elem_id="expert"):
+            safe_html({}, html_template='<p class="hs-soft">Empty fields are as the base model was made for.</p>')
+            with gr.Row(elem_classes="hs-fields"):
+                made = [_field(field, defaults) for field in fields()]
+        start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", scale=0, min_width=220)
+        start_problem = problem("train-problem")
+    runs = runs_layout()
+    return _Parts(empty, to_dataset, settings, plan, base, base_problem, length, tuple(each for each, _ in made),
+                  tuple(place for _, place in made), start, start_problem, runs)  # fmt: skip
+
+
+def _field(field: Field, defaults: BaseDefaults | None) -> tuple[Any, gr.HTML]:
+    """A control with the place for its problem."""
+    elem_id = f"train-{field.name}"
+    with gr.Column(min_width=220, elem_classes="hs-field"):
+        control: Any
+        if field.kind is bool:
+            control = gr.Checkbox(bool(field.default), label=field.label, info=field.help, elem_id=elem_id)
+        else:
+            control = gr.Textbox(
+                "" if field.default is None else f"{field.default:g}", label=field.label, info=field.help, max_lines=1,
+                placeholder=placeholder(field, defaults), elem_id=elem_id, max_length=20,
+            )  # fmt: skip
+        return control, problem(f"{elem_id}-problem")
+
+
+# --- events -----------------------------------------------------------------------------------------
+def _wire(parts: _Parts, shell: Shell, store: Store, bases: dict[str, BaseInfo]) -> None:
+    names = [field.name for field in fields()]
+
+    def problems(error: HeadshotError | None) -> list[dict[str, str]]:
+        """Sentences for the base, every field, and the button: at most one of them has text."""
+        at = error.field if isinstance(error, SpecError) else ""
+        places = ["base", *names]
+        told = [str(error) if error is not None and name == at else "" for name in places]
+        return [{"text": text} for text in (*told, str(error) if error is not None and at not in places else "")]
+
+    def plan(person: str | None, base: str | None, length: str, *values: Any) -> list[Any]:
+        if not person or not state_of(store, person)[0]:
+            return [gr.skip()] * (len(places) + 1)
+        info = bases.get(base or "")
+        defaults = info.defaults if info else None
+        try:
+            spec = train_request(person, base or "", defaults, length, values)
+            photos = sum(photo.verdict == "train" for photo in photos_of(store, person))
+        except HeadshotError as error:
+            return [gr.skip(), *problems(error)]
+        return [plan_lines(shell.engine, spec, defaults, photos), *problems(None)]
+
+    def start(person: str | None, base: str | None, length: str, *values: Any) -> list[Any]:
+        info = bases.get(base or "")
+        try:
+            if info is None:
+                raise SpecError("base", "This base model is not installed: choose another.")
+            shell.live.submit(train_request(person or "", info.id, info.defaults, length, values))
+        except HeadshotError as error:
+            return [*problems(error), gr.skip()]
+        return [*problems(None), nudged()]
+
+    def chosen_base(base: str | None) -> list[Any]:
+        info = bases.get(base or "")
+        defaults = info.defaults if info else None
+        numbers = [gr.Textbox(placeholder=placeholder(field, defaults)) if field.kind is not bool else gr.skip()
+                   for field in fields()]  # fmt: skip
+        return [gr.Radio(choices=length_choices(defaults)), *numbers]
+
+    places = [parts.base_problem, *parts.problems, parts.start_problem]
+    given = [shell.person, parts.base, parts.length, *parts.inputs]
+    changes = [parts.length.change, parts.base.change, shell.tabs.change, shell.person.change]
+    changes += [
+        control.change if field.kind is bool else control.blur
+        for field, control in zip(fields(), parts.inputs, strict=True)
+    ]
+    changes += [control.submit for field, control in zip(fields(), parts.inputs, strict=True) if field.kind is not bool]
+    gr.on(changes, plan, given, [parts.plan, *places], **QUIET)
+    parts.base.change(chosen_base, parts.base, [parts.length, *parts.inputs], **QUIET)
+    parts.start.click(start, given, [*places, shell.nudge], **CLICK).then(None, js=SHOW_TRAINING)
+    parts.to_dataset.click(lambda: gr.Tabs(selected="dataset"), None, shell.tabs, **QUIET)
+
+
+# --- what is new ------------------------------------------------------------------------------------
+def _refresher(
+    shell: Shell, store: Store, bases: dict[str, BaseInfo]
+) -> Callable[[str, Any], tuple[list[Any], Any] | None]:
+    def refresh(person: str, mark: Any) -> tuple[list[Any], Any] | None:
+        number = state_of(store, person)[0] if person else 0
+        now = (person, number, runs_mark(shell.live, store, person))
+        if now == mark:
+            return None
+        head: Sequence[Any] = [gr.skip()] * 3
+        if mark is None or mark[:2] != now[:2]:
+            base = base_of(store, person) if number else ""
+            head = [gr.Column(visible=not number), gr.Column(visible=bool(number)),
+                    gr.Dropdown(value=base) if base in bases else gr.skip()]  # fmt: skip
+        runs = runs_values(shell.live, store, person, mark[2] if mark is not None and mark[0] == person else None)
+        return [*head, *runs], now
+
+    return refresh

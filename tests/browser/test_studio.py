@@ -1,0 +1,342 @@
+"""A person's way through Generate and Restore, in a real browser before a fake engine."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from headshot_ui import families
+from headshot_ui.dataset.types import FaceDetector
+from headshot_ui.errors import ModelError
+from headshot_ui.settings import Settings
+from headshot_ui.specs import ExportSpec, GenerateSpec, RestoreSpec
+from headshot_ui.store import Store, write_bytes_atomic
+from headshot_ui.ui import export_view, serve
+from tests.browser.conftest import CUT_OFF, open_tab
+from tests.ui.fake_engine import portrait
+from tests.ui.studio_stub import BASE, PERSON, StudioEngine, draw_set, studio_settings, trained
+
+#: What would run as a script, did the page not take it as text: gradio evaluates what it has filled in once more.
+SCRIPT = "${document.body.remove()} <img src=x onerror=document.body.remove()> C:\\users `$"
+LOOKS = GenerateSpec(PERSON, BASE.id, presets=("navy-suit", "white-shirt"), count=2, lora="latest")
+
+
+def no_detector(settings: Settings) -> FaceDetector:
+    """Looking for the real one would import torch."""
+    raise ModelError("The face detector is missing.")
+
+
+@dataclass
+class Studio:
+    address: str
+    engine: StudioEngine
+    store: Store
+
+
+@pytest.fixture
+def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Studio]]:
+    """Start the page with ``studio()`` once the folders hold what the test wants; Anna has a finished training."""
+    monkeypatch.setattr(families, "all_bases", lambda settings: (BASE,))
+    monkeypatch.setattr(export_view, "_detector", no_detector)
+    settings = studio_settings(tmp_path)
+    store = Store(settings)
+    trained(store)
+    opened = []
+
+    def start() -> Studio:
+        engine = StudioEngine(settings)
+        page, address = serve.launch(engine, settings, "127.0.0.1", None)
+        opened.append((page, engine))
+        return Studio(address, engine, store)
+
+    yield start
+    for page, engine in opened:
+        engine.close()
+        page.close(verbose=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(studio_settings(tmp_path))
+
+
+def look(page: Page, title: str):
+    return page.locator("#looks").get_by_role("button", name=title)
+
+
+def generate_tab(page: Page) -> None:
+    expect(page.get_by_label("Person", exact=True)).to_have_value(PERSON)
+    open_tab(page, "Generate")
+    expect(page.locator("#looks [data-tile]").first).to_be_visible()
+
+
+def test_from_looks_to_starred_pictures_in_a_zip(studio, open_page):
+    running = studio()
+    page = open_page(running.address)
+    generate_tab(page)
+    page.locator("#looks").get_by_role("button", name="Choose none").click()
+    expect(page.locator("#looks")).to_contain_text("0 of 10 chosen")
+    look(page, "Navy suit").click()
+    look(page, "White shirt").focus()
+    page.keyboard.press("Space")  # as good as a click
+    expect(look(page, "White shirt")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#plan")).to_contain_text("4 pictures: 2 of each of 2 looks")
+    running.engine.drawing.clear()
+    page.get_by_role("button", name="Draw headshots").click()
+    expect(page.locator("#generate-preview img")).to_be_visible()
+    page.reload()
+    open_tab(page, "Generate")
+    expect(page.locator("#generate-preview img")).to_be_visible()  # and the job goes on
+    running.engine.drawing.set()
+    shots = page.locator("#grid .hs-shot")
+    expect(shots).to_have_count(4)
+    expect(page.locator("#generate-preview img")).to_have_count(0)
+    expect(shots.first).to_contain_text("1. 96 %")
+    expect(page.locator("#facts")).to_contain_text("1 of 4")
+    assert [spec for spec in running.engine.submitted if isinstance(spec, GenerateSpec)] == [
+        GenerateSpec(PERSON, BASE.id, presets=("navy-suit", "white-shirt"), count=2, lora="latest", refine="off")
+    ]
+    export = page.get_by_role("button", name="Export starred (")
+    expect(export).to_be_disabled()
+    page.get_by_role("button", name="Star: White shirt, blue studio, likeness 95 %").click()
+    expect(export).to_have_text("Export starred (1)")
+    shots.nth(2).click()
+    expect(page.locator("#facts")).to_contain_text("3 of 4")
+    assert page.locator("#large img").evaluate("image => image.naturalWidth") == 256
+    page.get_by_role("button", name="☆ Star").click()
+    expect(export).to_have_text("Export starred (2)")
+    expect(page.locator("#headshots-cuts img")).to_have_count(4)
+    page.locator("#headshots-layouts").get_by_label("Badge").uncheck()
+    expect(page.locator("#headshots-cuts img")).to_have_count(3)
+    export.click()
+    with page.expect_download() as saved:
+        page.locator("#headshots-zip").click()
+    assert saved.value.suggested_filename == "anna-headshots.zip"
+    assert len(zipfile.ZipFile(saved.value.path()).namelist()) == 2 * 3
+    assert running.engine.submitted[-1] == ExportSpec(PERSON, (), ("linkedin", "cv", "full"))
+
+
+def test_starred_pictures_settings_and_new_seeds(studio, store, open_page):
+    draw_set(store, LOOKS)
+    running = studio()
+    page = open_page(running.address)
+    generate_tab(page)
+    shots = page.locator("#grid .hs-shot")
+    expect(shots).to_have_count(4)
+    page.locator("#grid .hs-star").nth(3).click()
+    page.locator("#which").get_by_label("Starred (1)").check()
+    expect(shots).to_have_count(1)
+    expect(page.locator("#facts")).to_contain_text("4 of 4")
+    page.get_by_role("button", name="Use as settings").click()
+    expect(page.locator("#seed").get_by_role("textbox")).to_have_value("3")
+    expect(page.locator("#looks")).to_contain_text("1 of 10 chosen")
+    page.get_by_role("button", name="Draw this again with other seeds").dblclick()
+    expect(shots).to_have_count(4)
+    expect(page.locator("#facts")).to_contain_text("White shirt")
+    again = [spec for spec in running.engine.submitted if isinstance(spec, GenerateSpec)]
+    assert again and {spec.seed for spec in again[:1]} == {4} and again[0].presets == ("white-shirt",)
+    page.locator("#sets input").click()  # back to the earlier set
+    page.get_by_role("option").last.click()
+    expect(page.locator("#facts")).to_contain_text("Navy suit")
+
+
+def test_a_deleted_picture_can_be_brought_back(studio, store, open_page):
+    made = draw_set(store, LOOKS)
+    page = open_page(studio().address)
+    generate_tab(page)
+    shots = page.locator("#grid .hs-shot")
+    expect(shots).to_have_count(4)
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(shots).to_have_count(3)
+    assert not made.pictures[0].path.exists()
+    page.get_by_role("button", name="is deleted. Undo").click()
+    expect(shots).to_have_count(4)
+    assert made.pictures[0].path.exists()
+    expect(page.locator("#undo-delete")).to_be_hidden()
+
+
+def test_wrong_values_are_told_beside_their_field(studio, open_page):
+    running = studio()
+    page = open_page(running.address)
+    generate_tab(page)
+    page.locator("#looks").get_by_role("button", name="Choose none").click()
+    page.get_by_role("button", name="Draw headshots").click()
+    expect(page.locator("#presets-problem-g")).to_contain_text("Choose at least one look")
+    page.get_by_label("Your own words").fill("portrait of {somebody}")
+    page.get_by_role("button", name="Draw headshots").click()
+    expect(page.locator("#prompt-problem-g")).to_contain_text("only {subject} is filled in")
+    expect(page.locator("#presets-problem-g [role=alert]")).to_have_count(0)
+    page.get_by_label("Your own words").fill("portrait of {subject}")
+    expect(page.locator("#prompt-problem-g [role=alert]")).to_have_count(0)
+    page.get_by_role("button", name="Expert settings").click()
+    page.get_by_label("Width in pixels").fill("100")
+    page.get_by_role("button", name="Expert settings").click()  # closed again
+    page.get_by_role("button", name="Draw headshots").click()
+    expect(page.locator("#width-problem-g")).to_contain_text("a multiple of 64")
+    expect(page.locator("#width-problem-g")).to_be_visible()
+    assert running.engine.submitted == []
+
+
+def test_without_a_training_the_way_there_is_shown(studio, store, open_page):
+    (store.people_dir / "bob" / "photos").mkdir(parents=True)
+    for run in store.runs_dir(PERSON).iterdir():
+        (run / "lora.safetensors").unlink()
+    running = studio()
+    page = open_page(running.address)
+    generate_tab(page)
+    expect(page.locator("#untrained")).to_contain_text("no finished training yet")
+    page.get_by_role("button", name="Draw headshots").click()
+    expect(page.locator("#lora-problem-g")).to_contain_text("train first, or choose to draw without")
+    page.locator("#lora input").click()
+    page.get_by_role("option", name="No training").click()
+    page.get_by_role("button", name="Draw headshots").click()
+    expect(page.locator("#grid .hs-shot")).to_have_count(8)
+    assert running.engine.submitted[0].lora is None
+    page.get_by_role("button", name="Go to Train").click()
+    expect(page.get_by_role("tab", name="Train")).to_have_attribute("aria-selected", "true")
+
+
+def test_many_pictures_come_in_pages(studio, store, open_page):
+    draw_set(store, GenerateSpec(PERSON, BASE.id, presets=("navy-suit",), count=60))
+    page = open_page(studio().address)
+    generate_tab(page)
+    expect(page.locator("#grid .hs-shot")).to_have_count(48)
+    expect(page.get_by_role("button", name="‹ Previous")).to_be_disabled()
+    page.get_by_role("button", name="Next ›").click()
+    expect(page.locator("#grid .hs-shot")).to_have_count(12)
+    expect(page.locator("#facts")).to_contain_text("49 of 60")
+    expect(page.locator("#grid")).to_contain_text("Page 2 of 2")
+    expect(page.get_by_role("button", name="Next ›")).to_be_disabled()
+    assert page.evaluate("[...document.querySelectorAll('#grid img')].every(i => i.src.includes('.webp'))")
+
+
+def test_restore_this_and_compare_by_keyboard(studio, store, open_page):
+    draw_set(store, LOOKS)
+    running = studio()
+    page = open_page(running.address)
+    generate_tab(page)
+    page.locator("#grid .hs-shot").nth(1).click()
+    expect(page.locator("#facts")).to_contain_text("2 of 4")
+    page.get_by_role("button", name="Restore this").click()
+    expect(page.get_by_role("tab", name="Restore")).to_have_attribute("aria-selected", "true")
+    chosen = page.locator("#picks [data-tile][aria-pressed=true]")
+    expect(chosen).to_have_count(1)
+    expect(chosen).to_contain_text("White shirt")
+    page.get_by_role("button", name="Restore", exact=True).click()
+    slider = page.get_by_role("slider", name="Compare before and after")
+    expect(slider).to_be_visible()
+    expect(page.get_by_alt_text("After: 002-white-shirt-1.png")).to_be_visible()
+    expect(page.locator("#restored-facts")).to_contain_text("81 % before, 84 % after")
+    slider.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator(".hs-ba")).to_have_attribute("style", "--p: 60%;")
+    page.keyboard.press("Home")
+    expect(slider).to_have_attribute("aria-valuetext", "0 % before, 100 % after")
+    page.locator("#again-weight input[type=number]").fill("0.1")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Restore again with this weight").click()
+    expect(page.locator("#variants li")).to_have_count(3)
+    expect(page.locator("#restored-facts").get_by_role("note")).to_contain_text("less like the person than before")
+    page.locator("#variants").get_by_role("button", name="With weight 0.5").click()
+    expect(page.locator("#restored-facts").get_by_role("note")).to_have_count(0)
+    page.get_by_role("button", name="Star: 002-white-shirt-1.png, weight 0.5").click()
+    expect(page.locator("#restored-starred")).to_have_text("Export starred (1)")
+    with page.expect_download() as saved:
+        page.locator("#restored-download").click()
+    assert saved.value.suggested_filename == "002-white-shirt-1.png"
+    specs = [spec for spec in running.engine.submitted if isinstance(spec, RestoreSpec)]
+    assert [(len(spec.pictures), spec.fidelity_weight) for spec in specs] == [(1, 0.5), (1, 0.1)]
+    page.reload()
+    open_tab(page, "Restore")
+    expect(page.locator("#restored-grid .hs-shot")).to_have_count(2)
+
+
+def test_words_that_look_like_a_script_are_shown_as_words(studio, store, open_page):
+    draw_set(store, LOOKS, prompt=SCRIPT)
+    page = open_page(studio().address)
+    generate_tab(page)
+    expect(page.locator("#facts")).to_contain_text(SCRIPT)
+    expect(page.locator("#grid .hs-shot")).to_have_count(4)
+
+
+def test_faces_of_an_uploaded_picture_can_be_left_out(studio, open_page, tmp_path):
+    running = studio()
+    page = open_page(running.address)
+    expect(page.get_by_label("Person", exact=True)).to_have_value(PERSON)
+    open_tab(page, "Restore")
+    page.get_by_role("button", name="Restore", exact=True).click()
+    expect(page.locator("#pictures-problem-r")).to_contain_text("No picture was given")
+    picture = tmp_path / "group photo.png"
+    portrait(5, "").save(picture)
+    page.locator("#restore-files input[type=file]").set_input_files([picture])
+    expect(page.locator("#restore-uploaded img")).to_have_count(1)
+    expect(page.locator("#pictures-problem-r [role=alert]")).to_have_count(0)
+    page.locator("#upscale").get_by_label("×2").check()
+    expect(page.locator("#upscale-note")).to_contain_text("Enlarged plainly")
+    page.get_by_role("button", name="Restore", exact=True).click()
+    expect(page.locator("#restored-facts")).to_contain_text("3 of 3 repaired")
+    page.locator("#again-faces").get_by_role("button", name="Face 2").click()
+    expect(page.locator("#again-faces")).to_contain_text("2 of 3 chosen")
+    page.get_by_role("button", name="Restore again with this weight").click()
+    expect(page.locator("#restored-facts")).to_contain_text("2 of 3 repaired")
+    assert running.engine.submitted[-1].faces == (1, 3) and running.engine.submitted[-1].upscale == 2
+
+
+def test_a_licence_is_accepted_once_and_what_is_missing_is_said(studio, store, open_page):
+    write_bytes_atomic(store.settings.models_dir / "codeformer" / "codeformer.pth", b"fake")
+    page = open_page(studio().address)
+    expect(page.get_by_label("Person", exact=True)).to_have_value(PERSON)
+    open_tab(page, "Restore")
+    expect(page.get_by_label("Blend in along the outline")).to_be_disabled()
+    expect(page.locator("#outline")).to_contain_text("not installed")
+    page.locator("#restorer input").click()
+    page.get_by_role("option", name="CodeFormer").click()
+    expect(page.locator("#licence")).to_contain_text("non-commercial purposes only")
+    button = page.get_by_role("button", name="Restore", exact=True)
+    expect(button).to_be_disabled()
+    page.get_by_label("I have read this and accept it").click()
+    expect(button).to_be_enabled()
+    expect(page.locator("#licence p")).to_have_count(0)
+    expect(page.locator("#accept")).to_be_hidden()
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_a_phone_shows_both_tabs_without_scrolling_sideways(studio, store, open_page, colours):
+    draw_set(store, LOOKS)
+    running = studio()
+    result = running.engine.submit(
+        RestoreSpec(PERSON, (str(next(store.headshots_dir(PERSON).glob("*/*.png"))),), "demo")
+    )
+    assert result.wait(20).state == "done"
+    page = open_page(running.address, viewport={"width": 390, "height": 844}, color_scheme=colours)
+    generate_tab(page)
+    expect(page.locator("#grid .hs-shot")).to_have_count(4)
+    page.get_by_role("button", name="Expert settings").click()
+    expect(page.get_by_label("Width in pixels")).to_be_visible()
+    expect(page.locator("#headshots-cuts img")).to_have_count(4)
+    assert page.evaluate(CUT_OFF) == []
+    open_tab(page, "Restore")
+    expect(page.get_by_role("slider", name="Compare before and after")).to_be_visible()
+    expect(page.locator("#picks [data-tile]").first).to_be_visible()
+    assert page.evaluate(CUT_OFF) == []
+
+
+def test_another_person_sees_only_their_own_pictures(studio, store, open_page):
+    draw_set(store, LOOKS)
+    draw_set(store, GenerateSpec("bob", BASE.id, presets=("green-sweater-books",), count=1))
+    page = open_page(studio().address)
+    generate_tab(page)
+    expect(page.locator("#grid .hs-shot")).to_have_count(4)
+    page.get_by_label("Person", exact=True).click()
+    page.get_by_role("option", name="bob").click()
+    expect(page.locator("#grid .hs-shot")).to_have_count(1)
+    expect(page.locator("#facts")).to_contain_text("Green sweater")
+    expect(page.locator("#untrained")).to_contain_text("“bob” has no finished training yet")
+    open_tab(page, "Restore")
+    expect(page.locator("#picks [data-tile]")).to_have_count(1)
