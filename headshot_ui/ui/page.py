@@ -17,7 +17,7 @@ from headshot_ui.store import Store
 from headshot_ui.ui import people, templates
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.live import EngineLike, Live
-from headshot_ui.ui.page_js import BUTTONS
+from headshot_ui.ui.page_js import BUTTONS, READY
 from headshot_ui.ui.tab import CLICK, QUIET, TABS, Shell, Tab, nudged
 
 OWN_OUTPUTS = 8  # of a refresh, before those of the tabs
@@ -94,11 +94,12 @@ def _wire(page: gr.Blocks, board: Board, live: Live, store: Store) -> None:
 
     def loaded(stored: str | None, tab: str | None) -> list[Any]:
         person = stored or newest_person(live, store.people())
-        shown = gr.Tabs(selected=tab) if tab in TABS[1:] else gr.skip()
-        return [*people.chosen_values(live, person), shown, nudged()]
+        chosen = gr.Tabs(selected=tab) if tab in TABS[1:] else gr.skip()
+        return [*people.chosen_values(live, person), chosen, nudged()]
 
     stored = [board.stored_person, board.stored_tab]
-    page.load(loaded, stored, [*people.chosen_outputs(picker), shell.tabs, shell.nudge], **QUIET)
+    shown = [*people.chosen_outputs(picker), shell.tabs, shell.nudge]
+    page.load(loaded, stored, shown, **QUIET).then(None, js=READY)
     # One event with many triggers, so that a browser never has two answers under way that could change places.
     triggers = [shell.timer.tick, board.idle.tick, shell.nudge.change, shell.person.change]
     gr.on(triggers, refresh, [shell.person, board.seen], outputs, **{**QUIET, "trigger_mode": "always_last"})
@@ -113,7 +114,8 @@ def _wire_stored(board: Board) -> None:
         return next((name for name, title in TITLES.items() if title == chosen.value), "")
 
     person = board.shell.person
-    person.change(lambda chosen: chosen or "", person, board.stored_person, **QUIET)
+    # In the browser alone, so that not even a reload a moment later finds the former one.
+    person.change(None, person, board.stored_person, js="(chosen) => chosen || ''", **QUIET)
     board.shell.tabs.select(tab_chosen, None, board.stored_tab, **QUIET)
 
 

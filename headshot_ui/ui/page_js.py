@@ -28,8 +28,12 @@ TAB_KEYS = """() => {
   });
 }"""
 
+#: The page takes clicks once it knows whom and what to show: an early click must not be undone by the answer to that.
+READY = "() => { document.body.classList.add('hs-ready'); }"
+READY_AT_LATEST_MS = 8000
+
 #: What runs when the page opens.
-ON_LOAD = f"() => {{ ({NAME_THUMBNAILS})(); ({TAB_KEYS})(); }}"
+ON_LOAD = f"() => {{ ({NAME_THUMBNAILS})(); ({TAB_KEYS})(); setTimeout({READY}, {READY_AT_LATEST_MS}); }}"
 
 #: ``js_on_load`` of a gr.HTML with ``<button data-do="…" data-item="…">``: a press becomes its click event.
 BUTTONS = """element.addEventListener('click', (event) => {

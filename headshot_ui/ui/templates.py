@@ -152,7 +152,9 @@ PREVIEW = """
 
 PHOTO_COUNT = """
 <h2>Checked photos</h2>
-<p class="hs-soft" aria-live="polite">{{value.count}} Choose one to change its caption or to leave it out.</p>
+<p class="hs-soft" aria-live="polite">{{value.count}}
+{{#if value.busy}}They are being checked again; after that they can be changed.
+{{else}}Choose one to change its caption or to leave it out.{{/if}}</p>
 {{#if value.advice}}<p class="hs-advice" role="note">{{value.advice}}</p>{{/if}}
 """
 
@@ -163,7 +165,7 @@ PHOTO_GRID = """
        data-show="#editor">
     {{#if this.picture}}<img src="{{this.picture}}" alt="">{{else}}<span class="hs-nothing"></span>{{/if}}
     <b>{{this.label}}</b>
-    <span class="hs-name">{{this.name}}</span>
+    <span class="hs-name" title="{{this.name}}">{{this.name}}</span>
     {{#if this.reason}}<span class="hs-reason">{{this.reason}}</span>{{/if}}
   </button></li>
   {{/each}}

@@ -124,7 +124,9 @@ def test_a_second_training_waits_and_says_behind_whom(app, open_page, photos):
     other = open_page(running.address)
     open_tab(other, "Train")
     start = other.get_by_role("button", name="Start training")
+    page.wait_for_timeout(3100)
     start.dblclick()  # the very same training: it runs already
+    expect(other.locator("#start-note")).to_contain_text("was started before and is not finished")
     other.get_by_label("Quick").check()
     expect(other.locator("#plan")).to_contain_text("500 steps")
     start.dblclick()

@@ -16,6 +16,7 @@ from headshot_ui.store import Store
 from headshot_ui.ui import generate_form, generate_request
 from headshot_ui.ui.generate_request import FIELDS, LATEST, LOOKS, NO_LORA, filled_from, look_tiles
 from headshot_ui.ui.live import Live
+from headshot_ui.ui.picture_sets import delete_picture
 from headshot_ui.ui.tab import Shell
 from headshot_ui.ui.tabs import generate
 from headshot_ui.ui.tiles import chosen_ids, tiles_value
@@ -169,6 +170,20 @@ def test_a_plan_that_fails_keeps_nobody_from_starting():
 
     assert generate_request.plan_words(Broken(), GenerateSpec(PERSON, BASE.id)) == []
     assert generate_request.plan_words(object(), GenerateSpec(PERSON, BASE.id)) == []
+
+
+def test_what_was_deleted_is_gone_for_good_after_a_restart(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "shown"))
+    store = Store(settings)
+    made = draw_set(store, GenerateSpec(PERSON, BASE.id, presets=("navy-suit",), count=2))
+    aside = delete_picture(store, PERSON, made.pictures[0].path)
+    engine = StudioEngine(settings)
+    with gr.Blocks():
+        generate.build(Shell(engine, settings, Live(engine, settings, tmp_path / "shown"), tmp_path / "shown",
+                             gr.Dropdown([PERSON]), gr.Timer(1, active=False), gr.Tabs(), gr.State(0.0), gr.Textbox(),
+                             gr.HTML(), gr.State(), gr.State()))  # fmt: skip
+    assert not aside.exists() and made.pictures[1].path.exists()
+    engine.close()
 
 
 # --- what is new -----------------------------------------------------------------------------------------------------

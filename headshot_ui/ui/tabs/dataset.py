@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,38 +198,51 @@ def _photos_of(store: Store, person: str, files: Sequence[str], kept: bool) -> l
 
 
 # --- what is new ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Mark:
+    """What one browser shows."""
+
+    person: str
+    number: int  # of the prepared set; 0: none
+    changed_ns: int
+    kept: int
+    checking: bool
+    whole: bool
+
+
 def _refresher(shell: Shell, store: Store) -> Callable[[str, Any], tuple[list[Any], Any] | None]:
-    def refresh(person: str, mark: Any) -> tuple[list[Any], Any] | None:
+    def refresh(person: str, mark: _Mark | None) -> tuple[list[Any], Any] | None:
         number, changed_ns = state_of(store, person) if person else (0, 0)
+        kinds = {job.snapshot.kind for job in shell.live.unfinished(person)} if person else set()
         kept = kept_photos(store, person) if person else 0
-        jobs = [job for job in shell.live.unfinished(person) if job.snapshot.kind in ("prepare", "headshots")]
-        checking = any(job.snapshot.kind == "prepare" for job in jobs) if person else False
-        whole = any(job.snapshot.kind == "headshots" for job in jobs) if person else False
-        now = (person, number, changed_ns, kept, checking, whole)
-        if now == mark:
-            return None
-        same_set = mark is not None and mark[:2] == now[:2]
-        shown: list[Any] = [gr.skip()] * 3
-        if mark is None or mark[:3] != now[:3]:
-            shown = _checked_values(store, person) if number else [gr.Column(visible=False), gr.skip(), gr.skip()]
-        fresh = mark is not None and mark[0] == person and not same_set and bool(number)
-        return [
-            None if fresh else gr.skip(),  # they are among the checked ones now
-            gr.Checkbox(visible=kept > 0, label=f"Also use the {count_of(kept, 'photo')} kept from before"),
-            gr.Button(CHECKING if checking else CHECK, interactive=not checking),
-            gr.Button(MAKING if whole else WHOLE,
-                      interactive=not whole),
-            *shown,
-            gr.skip() if same_set else gr.Column(visible=False),
-        ], now  # fmt: skip
+        now = _Mark(person, number, changed_ns, kept, "prepare" in kinds, "headshots" in kinds)
+        return None if now == mark else (_values(store, now, mark), now)
 
     return refresh
 
 
-def _checked_values(store: Store, person: str) -> list[Any]:
+def _values(store: Store, now: _Mark, before: _Mark | None) -> list[Any]:
+    same_set = before is not None and (before.person, before.number) == (now.person, now.number)
+    shown: list[Any] = [gr.skip()] * 3
+    if before is None or replace(before, kept=now.kept, whole=now.whole) != now:
+        shown = _checked_values(store, now) if now.number else [gr.Column(visible=False), gr.skip(), gr.skip()]
+    # Photos that were dropped are among the checked ones now.
+    used_up = before is not None and before.person == now.person and not same_set and now.number
+    return [
+        None if used_up else gr.skip(),
+        gr.Checkbox(visible=now.kept > 0, label=f"Also use the {count_of(now.kept, 'photo')} kept from before"),
+        gr.Button(CHECKING if now.checking else CHECK, interactive=not now.checking),
+        gr.Button(MAKING if now.whole else WHOLE, interactive=not now.whole),
+        *shown,
+        gr.skip() if same_set and not now.checking else gr.Column(visible=False),
+    ]
+
+
+def _checked_values(store: Store, now: _Mark) -> list[Any]:
     """Values of the card of checked photos, its count line and its grid."""
     try:
-        values = grid_values(store, person, photos_of(store, person))
+        values = grid_values(store, now.person, photos_of(store, now.person))
     except HeadshotError as error:
         return [gr.Column(visible=True), {"count": str(error)}, {"photos": []}]
-    return [gr.Column(visible=True), {"count": values["count"], "advice": values["advice"]}, values]
+    count = {"count": values["count"], "advice": values["advice"], "busy": now.checking}
+    return [gr.Column(visible=True), count, values]

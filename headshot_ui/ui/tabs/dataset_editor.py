@@ -67,6 +67,8 @@ def wire_editor(editor: Editor, shell: Shell, store: Store, grid: gr.HTML, count
     told = [editor.problem, editor.done, editor.undo]
 
     def open_editor(person: str | None, event: gr.EventData) -> list[Any]:
+        if any(job.snapshot.kind == "prepare" for job in shell.live.unfinished(person or "-")):
+            return [gr.skip()] * 10  # the line above the photos says why
         source = str(event.item)
         return [*_shown(store, person or "", source), source, None, {"text": ""}, {"text": ""},
                 gr.Button(visible=False)]  # fmt: skip

@@ -18,7 +18,7 @@ from headshot_ui.ui.export_box import LATEST_WINS, SENDS
 from headshot_ui.ui.generate_form import Form
 from headshot_ui.ui.generate_request import FIELDS, LATEST
 from headshot_ui.ui.headshot_view import View
-from headshot_ui.ui.picture_sets import sets_mark
+from headshot_ui.ui.picture_sets import empty_bins, sets_mark
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged
 from headshot_ui.ui.tiles import Tile
 
@@ -45,6 +45,8 @@ def build(shell: Shell) -> Tab:
     """Lay the tab out and wire it."""
     bases = families.all_bases(shell.settings)
     store = Store(shell.settings)
+    for person in store.people():
+        empty_bins(store, person)
     first = bases[0] if bases else None
     choice = generate_request.refine_choice(first, shell.settings) if first else None
     tiles = _tiles(shell)

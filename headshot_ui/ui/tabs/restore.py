@@ -69,13 +69,16 @@ def _wire_pictures(form: Form, shell: Shell, store: Store) -> None:
         photos = [{"name": path.name, "picture": where} for path, where in zip(paths, addresses, strict=False) if where]
         return {"photos": photos, "count": counted(len(paths), "file") if paths else ""}
 
-    def faces(person: str | None, picks: Any, files: Sequence[str] | None) -> list[Any]:
+    def faces(person: str | None, picks: Any, files: Sequence[str] | None, shown: tuple[str, ...]) -> list[Any]:
         paths = restore_request.chosen_paths(store, person or "", picks, files)
+        if not paths and not shown:
+            return [gr.skip(), {"text": ""}, gr.skip()]
         return restore_form.face_values(*restore_request.face_tiles(shell.settings, shell.shown_dir, paths))
 
     shell.to_restore.change(sent, [shell.to_restore, shell.person], [form.picks, form.no_picks, form.uploads], **QUIET)
     form.uploads.change(uploaded, form.uploads, form.uploaded, **LATEST_WINS)
-    gr.on([form.uploads.change, form.picks.change], faces, [shell.person, form.picks, form.uploads], form.of_faces,
+    gr.on([form.uploads.change, form.picks.change], faces, [shell.person, form.picks, form.uploads, form.faces_shown],
+          form.of_faces,
           **LATEST_WINS)  # fmt: skip
 
 

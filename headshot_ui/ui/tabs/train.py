@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from headshot_ui.ui.train_values import Field, fields, length_choices, placehold
 
 NO_PHOTOS = {"title": "No checked photos yet",
              "text": "Training learns from checked photos. Add and check them on the first tab."}  # fmt: skip
+#: A second press within this time is the same one.
+DOUBLE_CLICK_S = 3.0
+RUNS_ALREADY = "This very training was started before and is not finished: see the bar above."
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class _Parts:
     problems: tuple[gr.HTML, ...]  # under each of them
     start: gr.Button
     start_problem: gr.HTML
+    start_note: gr.HTML
     runs: Runs
 
 
@@ -73,9 +78,11 @@ def _layout(bases: dict[str, BaseInfo]) -> _Parts:
                 made = [_field(field, defaults) for field in fields()]
         start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", scale=0, min_width=220)
         start_problem = problem("train-problem")
+        start_note = safe_html({"text": ""}, html_template=templates.NOTE, elem_id="start-note",
+                               elem_classes="hs-problem-place")  # fmt: skip
     runs = runs_layout()
     return _Parts(empty, to_dataset, settings, plan, base, base_problem, length, tuple(each for each, _ in made),
-                  tuple(place for _, place in made), start, start_problem, runs)  # fmt: skip
+                  tuple(place for _, place in made), start, start_problem, start_note, runs)  # fmt: skip
 
 
 def _field(field: Field, defaults: BaseDefaults | None) -> tuple[Any, gr.HTML]:
@@ -121,10 +128,11 @@ def _wire(parts: _Parts, shell: Shell, store: Store, bases: dict[str, BaseInfo])
         try:
             if info is None:
                 raise SpecError("base", "This base model is not installed: choose another.")
-            shell.live.submit(train_request(person or "", info.id, info.defaults, length, values))
+            job = shell.live.submit(train_request(person or "", info.id, info.defaults, length, values))
         except HeadshotError as error:
-            return [*problems(error), gr.skip()]
-        return [*problems(None), nudged()]
+            return [*problems(error), {"text": ""}, gr.skip()]
+        known = time.time() - shell.live.started_s(job) > DOUBLE_CLICK_S
+        return [*problems(None), {"text": RUNS_ALREADY if known else ""}, nudged()]
 
     def chosen_base(base: str | None) -> list[Any]:
         info = bases.get(base or "")
@@ -142,8 +150,9 @@ def _wire(parts: _Parts, shell: Shell, store: Store, bases: dict[str, BaseInfo])
     ]
     changes += [control.submit for field, control in zip(fields(), parts.inputs, strict=True) if field.kind is not bool]
     gr.on(changes, plan, given, [parts.plan, *places], **QUIET)
+    parts.length.change(lambda: {"text": ""}, None, parts.start_note, **QUIET)
     parts.base.change(chosen_base, parts.base, [parts.length, *parts.inputs], **QUIET)
-    parts.start.click(start, given, [*places, shell.nudge], **CLICK).then(None, js=SHOW_TRAINING)
+    parts.start.click(start, given, [*places, parts.start_note, shell.nudge], **CLICK).then(None, js=SHOW_TRAINING)
     parts.to_dataset.click(lambda: gr.Tabs(selected="dataset"), None, shell.tabs, **QUIET)
 
 
