@@ -5,15 +5,19 @@ The work is in ``sdxl_parts``; this file is what discovery finds, and loads no t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.families.bases import find_bases, find_refiners
+from headshot_ui.families.protocol import LoraLayout
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import (
         BaseInfo,
         LoadedBase,
         LoadedRefiner,
+        LoraFacts,
         RefinerFacts,
         RefinerInfo,
         Vocabulary,
@@ -25,6 +29,7 @@ class SdxlFamily:
     """See ``protocol.Family``."""
 
     id = "sdxl"
+    lora_layouts = (LoraLayout("kohya", "ComfyUI, A1111, Forge"), LoraLayout("diffusers", "diffusers"))
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family found under ``settings.models_dir``."""
@@ -41,6 +46,26 @@ class SdxlFamily:
         from headshot_ui.families.sdxl_parts.text import SdxlVocabulary
 
         return SdxlVocabulary(info)
+
+    def lora_facts(self, path: Path) -> LoraFacts:
+        """Look into a LoRA file. Raises ModelError unless it is one of this family."""
+        from headshot_ui.families.sdxl_parts.lora_facts import lora_facts
+
+        return lora_facts(path, self.id)
+
+    def check_lora(self, path: Path, info: BaseInfo) -> None:
+        """Raise ModelError unless every layer of the LoRA fits this base, of which only configs are read."""
+        from headshot_ui.families.sdxl_parts.lora_facts import check_lora
+
+        check_lora(path, info)
+
+    def lora_in_layout(
+        self, layout: str, source: Path, info: BaseInfo, facts: Mapping[str, str], title: str, dtype: str | None = None
+    ) -> bytes:
+        """See ``protocol.Family.lora_in_layout``."""
+        from headshot_ui.families.sdxl_parts.lora_facts import lora_in_layout
+
+        return lora_in_layout(layout, source, info, facts, title, dtype)
 
     def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
         """Refiners of this family found under ``settings.models_dir``."""

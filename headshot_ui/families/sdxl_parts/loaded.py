@@ -12,7 +12,9 @@ import torch
 from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, DenoiseStep, PromptEmbeds, TrainBatch
 from headshot_ui.families.sdxl_parts import denoise, lora, loss, pictures, text
 from headshot_ui.families.sdxl_parts.load import SdxlModules, load_modules
-from headshot_ui.families.sdxl_parts.lora_file import save_lora
+from headshot_ui.families.sdxl_parts.lora_file import place_of, read_lora_file
+from headshot_ui.families.sdxl_parts.lora_names import Topology
+from headshot_ui.families.sdxl_parts.lora_write import save_lora
 from headshot_ui.swapping import move
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ class LoadedSdxl:
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
         """See ``lora.add_trainable``."""
-        return lora.add_trainable(self._ready("denoiser"), rank, alpha, seed)
+        self._ready("denoiser")
+        return lora.add_trainable(self.modules, rank, alpha, seed)
 
     def checkpoint_gradients(self, enabled: bool) -> None:
         """Compute activations twice instead of keeping them: less memory, more time, the same result."""
@@ -113,12 +116,22 @@ class LoadedSdxl:
 
     def save_lora(self, path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
         """Write a LoRA that diffusers loads with the same effect, atomically."""
-        save_lora(path, state, {"family": self.info.family, "base": self.info.id, **metadata})
+        about = {"family": self.info.family, "base": self.info.id, "base_title": self.info.title}
+        save_lora(path, state, {**about, **metadata})
 
     def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
-        """Make exactly these LoRAs active, taking off any other, one in training too. Raises ModelError."""
-        # Taking them off must not fetch a UNet back to a device that now belongs to another model.
-        lora.use(self._ready("denoiser") if loras else self.modules.unet, loras, self.info.family)
+        """Make exactly these LoRAs active, taking off any other, one in training too. Raises ModelError.
+
+        Nothing moves: taking them off must not fetch a UNet back to a device that now belongs to another model, and
+        those put on travel with their module.
+        """
+        if not loras:
+            lora.remove_all(self.modules)
+            return
+        modules = lora.parts(self.modules)
+        place = place_of(self.info.title, modules, Topology.of(self.modules.unet.config))
+        files = [(read_lora_file(path, place, self.info.family), weight) for path, weight in loras]
+        lora.use(self.modules, files)
 
     # --- memory ------------------------------------------------------------------
     def keep(self, parts: frozenset[str]) -> None:
