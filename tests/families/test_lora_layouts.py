@@ -132,7 +132,7 @@ def test_other_spellings_are_the_same_lora(tiny: LoadedBase, tmp_path: Path) -> 
         save_file(tensors, path)
         read = read_lora_file(path, place(tiny), "sdxl").layers
         wanted = [layer for layer in layers if kind != "oldest diffusers" or ".attn" in layer]
-        assert list(read) == wanted and wanted, kind
+        assert sorted(read) == sorted(wanted) != [], kind
         for layer, found in read.items():
             assert torch.equal(found.down, layers[layer].down) and torch.equal(found.up, layers[layer].up), kind
             assert found.strength == (2.0 if kind != "oldest diffusers" else 4.0)
@@ -224,8 +224,8 @@ def test_diffusers_draws_the_very_same_with_our_files(
 ) -> None:
     """Its own load_lora_weights on both layouts, UNet and text encoders: no difference in one bit.
 
-    It leaves the matrices where they lie in the file, unaligned, which changes the last bits of products (2e-6 here);
-    so they are copied first.
+    It leaves the matrices trainable, and torch multiplies by trainable ones in another order (2e-6 in the picture);
+    so they are frozen first.
     """
     layers = everything(tiny, alpha=alpha)
     pipe = StableDiffusionXLPipeline.from_pretrained(models_dir / "tiny", dtype=torch.float32, use_safetensors=True)
@@ -240,9 +240,7 @@ def test_diffusers_draws_the_very_same_with_our_files(
         pipe.load_lora_weights(tmp_path, weight_name=path.name)
         assert set(pipe.get_list_adapters()) == {"unet", "text_encoder", "text_encoder_2"}
         for module in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
-            for name, parameter in module.named_parameters():
-                if ".lora_" in name:
-                    parameter.data = parameter.data.clone()
+            module.requires_grad_(False)
         theirs = pipe(PROMPT, generator=torch.Generator().manual_seed(1), **common).images
         pipe.unload_lora_weights()
         assert torch.equal(theirs, ours), layout

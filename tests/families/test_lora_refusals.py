@@ -82,7 +82,8 @@ def test_a_lora_of_another_family_is_named(family: str, refused: Callable[..., s
 
 @pytest.mark.parametrize(
     ("entry", "told", "named"),
-    [("ss_base_model_version", "sd_v1", "Stable Diffusion 1.5"), ("ss_base_model_version", "sd_v2_v", "Stable Diffusion 2"),
+    [("ss_base_model_version", "sd_v1", "Stable Diffusion 1.5"),
+     ("ss_base_model_version", "sd_v2_v", "Stable Diffusion 2"),
      ("ss_base_model_version", "flux1", "FLUX"), ("modelspec.architecture", "flux-2-dev/lora", "FLUX.2"),
      ("modelspec.architecture", "stable-diffusion-v3-medium/lora", "Stable Diffusion 3"),
      ("modelspec.architecture", "stable-diffusion-xl-v1-refiner/lora", "Stable Diffusion XL's refiner"),
@@ -135,10 +136,12 @@ def test_text_encoder_keys_are_never_dropped(good: Tensors, refused: Callable[..
 @pytest.mark.parametrize(
     ("kind", "names"),
     [("a LoHa", ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")), ("a LoKr", ("lokr_w1", "lokr_w2")),
-     ("a DoRA", ("lora_down.weight", "lora_up.weight", "dora_scale")), ("a DoRA", ("lora_A.weight", "lora_B.weight",
-     "lora_magnitude_vector")), ("a LoCon with a third matrix", ("lora_down.weight", "lora_up.weight", "lora_mid.weight")),
+     ("a DoRA", ("lora_down.weight", "lora_up.weight", "dora_scale")),
+     ("a DoRA", ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")),
+     ("a LoCon with a third matrix", ("lora_down.weight", "lora_up.weight", "lora_mid.weight")),
      ("an OFT", ("oft_blocks",)), ("an (IA)³", ("weight", "on_input")),
-     ("a file of whole differences", ("diff",)), ("a LoRA with biases", ("lora_A.weight", "lora_B.weight", "lora_B.bias"))],
+     ("a file of whole differences", ("diff",)),
+     ("a LoRA with biases", ("lora_A.weight", "lora_B.weight", "lora_B.bias"))],
 )  # fmt: skip
 def test_relatives_of_lora_are_called_by_their_name(
     kind: str, names: tuple[str, ...], refused: Callable[..., str]

@@ -128,8 +128,7 @@ def _path_in(module: Any, path: str) -> str:
 def _fill(place: Any, name: str, layer: LoraLayer, weight: float) -> None:
     """One layer's own matrices, rank and alpha, times the weight it is used with.
 
-    Copied, because a tensor of a safetensors file lies wherever the length of the header puts it, and on the CPU the
-    last bits of a product depend on that: the same LoRA with another header would draw another picture.
+    Frozen, because torch multiplies by trainable matrices in another order, which changes the last bits of a picture.
     """
     base = place.get_base_layer().weight
     for made, tensor in ((place.lora_A[name], layer.down), (place.lora_B[name], layer.up)):
