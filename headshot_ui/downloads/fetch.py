@@ -19,7 +19,8 @@ from headshot_ui.downloads.states import CHUNK, git_sha1_of, part_of
 from headshot_ui.errors import DownloadError, StoreError
 from headshot_ui.store import read_json, told_plainly, write_json_atomic
 
-TRIES = 5  # in a row without a single new byte
+TRIES = 8  # in a row without a single new byte
+PIECE = 2**17  # bytes read at once: a cancel is noticed between two, on a slow line too
 _TRY_AGAIN = (408, 416, 429, 500, 502, 503, 504)
 
 
@@ -113,7 +114,7 @@ class _Part:
     def write(self, answer: httpx2.Response, errand: Errand, progress: Progress) -> None:
         """Append what comes; what was written stays, however it ends."""
         with told_plainly(self.path, "written"), self.path.open("ab") as out:
-            for chunk in answer.iter_bytes(CHUNK):
+            for chunk in answer.iter_bytes(PIECE):
                 size = self.size + len(chunk)
                 if errand.size is not None and size > errand.size:
                     raise problems.another_size(errand.file, errand.remote.url, size, errand.size)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MB = 2**20
 CHECKING, FETCHING = "Checking what is here, in MB", "Downloading, in MB"
 SPARE_BYTES = 64 * MB  # left free on the disk
-REPORTS_PER_S = 4
+REPORTS_PER_S = 20
 
 _log = logging.getLogger(__name__)
 

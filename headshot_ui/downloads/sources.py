@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 GITHUB = "https://github.com"
 #: Seconds. Reading is short, because a cancel is noticed between two reads; a slow server gets several tries.
-TIMEOUT = httpx2.Timeout(20.0, read=15.0)
+TIMEOUT = httpx2.Timeout(20.0, read=5.0)
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 

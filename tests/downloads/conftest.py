@@ -49,7 +49,8 @@ def entry_data(entry_id: str, kind: str, files: list[dict[str, Any]], **more: An
 
 BASE = entry_data(
     "base", "base",
-    [file_of("unet/w.safetensors", "base/unet/w.safetensors", WEIGHTS), file_of("unet/config.json", "base/unet/config.json", CONFIG),
+    [file_of("unet/w.safetensors", "base/unet/w.safetensors", WEIGHTS),
+     file_of("unet/config.json", "base/unet/config.json", CONFIG),
      file_of("model_index.json", "base/model_index.json", INDEX)],
     written={"base/base.json": {"id": "base"}},
 )  # fmt: skip
