@@ -128,6 +128,7 @@ class DenoiseStep:
     step: int  # 1-based
     total: int  # steps of this stretch
     latents: torch.Tensor  # (B, C, H, W)
+    clean: torch.Tensor | None = None  # with the last step before a ``stop_at``: what is expected behind the noise
 
 
 class Vocabulary(Protocol):
