@@ -241,6 +241,9 @@ class Family(Protocol):
     def vocabulary(self, info: BaseInfo) -> Vocabulary:
         """What this base can read, without loading it. Raises ModelError naming the file at fault."""
 
+    def check_lora(self, path: Path, info: BaseInfo) -> None:
+        """Look at the header of a LoRA file. Raises ModelError when it is damaged, no LoRA, or not for this base."""
+
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family found under ``settings.models_dir`` (``<folder>/base.json``)."""
 
