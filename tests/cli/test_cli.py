@@ -83,6 +83,22 @@ def test_headshots_says_how_many_of_the_best_are_restored_and_exported(command):
     assert (spec.restore_best, spec.export_best) == (0, 0)
 
 
+def test_headshots_leaves_a_contact_sheet_beside_the_pictures(command, monkeypatch):
+    done = command("headshots", "a.jpg", "--person", "anna", "--json")
+    sheet = Path(done.json["contact_sheet"])
+    assert sheet.name == "contact-sheet.png" and sheet.parent == Path(done.json["generated"]["folder"])
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert command("headshots", "a.jpg", "--person", "anna").out.splitlines()[-1].startswith("Contact sheet: ")
+
+    def full(*_):
+        raise HeadshotError("The disk is full.")
+
+    monkeypatch.setattr("headshot_ui.sheet.save_contact_sheet", full)
+    done = command("headshots", "a.jpg", "--person", "anna")
+    assert done.code == 0 and "pictures, most alike first" in done.out and "Contact sheet" not in done.out
+    assert done.err == "No contact sheet was made: The disk is full.\n"
+
+
 @pytest.mark.parametrize(
     "argv",
     [
