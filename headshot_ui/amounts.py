@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headshot_ui.errors import HeadshotError
+from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.memory import files_bytes, read_header
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
 
@@ -73,6 +73,8 @@ class Known:
 
 def plan_stages(spec: Spec, known: Known) -> tuple[StagePlan, ...]:
     """The stages of a request in their order. Reads only headers. Raises ModelError, SpecError and StoreError."""
+    if type(spec) not in _PLANNERS:
+        raise SpecError("", "There is no plan for a job of this kind: it needs no model.")
     return tuple(_PLANNERS[type(spec)](spec, known))
 
 

@@ -20,12 +20,22 @@ from headshot_ui.amounts import (
 )
 from headshot_ui.errors import HeadshotError
 from headshot_ui.forecast import DOING, smaller_requests
-from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.specs import (
+    DownloadSpec,
+    ExportSpec,
+    GenerateSpec,
+    HeadshotsSpec,
+    PrepareSpec,
+    RestoreSpec,
+    Spec,
+    TrainSpec,
+)
 from headshot_ui.workshop import JobContext, Workshop
 
 if TYPE_CHECKING:
     from headshot_ui.amounts import StagePlan
     from headshot_ui.dataset.types import Dataset
+    from headshot_ui.downloads.runner import DownloadResult
     from headshot_ui.export import ExportResult
     from headshot_ui.families.protocol import BaseInfo
     from headshot_ui.generation.records import Picture
@@ -127,6 +137,13 @@ def run_export(shop: Workshop, spec: ExportSpec, job: JobContext) -> ExportResul
     plan = plan_export(spec, shop.known)
     with _stage(shop, spec, plan, job), shop.any_detector(drawn_first=False) as detector:
         return shop.parts.export(spec, shop.store, detector, job.report)
+
+
+def run_fetch(shop: Workshop, spec: DownloadSpec, job: JobContext) -> DownloadResult:
+    """Models from the network, or a check of those that are here."""
+    from headshot_ui.downloads.runner import run_download
+
+    return run_download(spec, shop.settings, job.report)
 
 
 # --- all of it ------------------------------------------------------------------------------------

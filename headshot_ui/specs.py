@@ -213,6 +213,20 @@ class ExportSpec(Spec):
 
 
 @dataclass(frozen=True)
+class DownloadSpec(Spec):
+    """Entries of the catalogue of models → their files, whole and checked, under the models folder."""
+
+    entries: tuple[str, ...]  # ids
+    check_only: bool = False  # read what is there and say what is damaged; fetch nothing
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise SpecError("entries", "No model was named: “models list” shows what there is.")
+        if len(set(self.entries)) != len(self.entries):
+            raise SpecError("entries", "A model was named twice: name each once.")
+
+
+@dataclass(frozen=True)
 class HeadshotsSpec(Spec):
     """All of it: photos in, ranked headshots out, the best of them restored and exported if asked for."""
 

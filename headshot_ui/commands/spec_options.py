@@ -9,7 +9,16 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.specs import (
+    DownloadSpec,
+    ExportSpec,
+    GenerateSpec,
+    HeadshotsSpec,
+    PrepareSpec,
+    RestoreSpec,
+    Spec,
+    TrainSpec,
+)
 
 #: Without --base; the demo model ships with the program, so it is always there.
 DEFAULT_BASE = "demo-sdxl"
@@ -82,6 +91,10 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "faces": "numbers of the faces to repair in each picture, the largest is 1 (default: all)",
         "upscale": "enlarge the whole picture 1, 2 or 4 times",
         "parse_face": "blend in along the outline of the face instead of a soft square",
+    },
+    DownloadSpec: {
+        "entries": "ids of the models; “models list” shows them",
+        "check_only": "read what is there and name what is damaged; fetch nothing",
     },
     HeadshotsSpec: {
         "restore_best": "repair the faces of this many of the best pictures",

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import HeadshotError
+from headshot_ui.store import readable_bytes
 
 if TYPE_CHECKING:
     from headshot_ui.jobs import Snapshot
 
 #: On which tab the results of each kind of job are seen.
 TAB_OF = {"prepare": "dataset", "train": "train", "generate": "generate", "headshots": "generate",
-          "restore": "restore", "export": "generate"}  # fmt: skip
+          "restore": "restore", "export": "generate", "download": ""}  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One sentence, the folder with the results ("" where there is none), and the tab that shows them."""
+    """One sentence, the folder with the results ("" where there is none), and the tab that shows them ("": none)."""
 
     text: str
     folder: str
@@ -94,6 +95,16 @@ def _exported(made: Any) -> tuple[str, Path | None]:
     return f"{count_of(len(made.files), 'file')} exported.", made.folder
 
 
+def _downloaded(made: Any) -> tuple[str, Path | None]:
+    bad = [str(check.path) for entry in made.entries for check in entry.checks if not check.ok]
+    if bad:
+        return f"Not as it should be: {', '.join(bad)}. Get it again under Models.", made.folder
+    if all(entry.already for entry in made.entries):
+        return "Everything is here already.", made.folder
+    size = sum(entry.fetched_bytes for entry in made.entries)
+    return f"{readable_bytes(size)} downloaded and checked." if size else "All files are good.", made.folder
+
+
 def _anything(made: Any) -> tuple[str, Path | None]:
     return "Done.", getattr(made, "folder", None)
 
@@ -105,4 +116,5 @@ _TOLD: Mapping[str, Callable[[Any], tuple[str, Path | None]]] = {
     "headshots": _whole,
     "restore": _restored,
     "export": _exported,
+    "download": _downloaded,
 }

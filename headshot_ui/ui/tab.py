@@ -71,6 +71,7 @@ class Shell:
     name_problem: gr.HTML  # the sentence under it
     lora: gr.State  # (person, run) chosen in the history of trainings, or None
     to_restore: gr.State  # (person, paths of pictures) chosen for restoring, or None
+    installed: gr.State  # changes when models were downloaded or removed: choices of models listen to it
 
 
 @dataclass(frozen=True)

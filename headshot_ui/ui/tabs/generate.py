@@ -18,6 +18,7 @@ from headshot_ui.ui.export_box import LATEST_WINS, SENDS
 from headshot_ui.ui.generate_form import Form
 from headshot_ui.ui.generate_request import FIELDS, LATEST
 from headshot_ui.ui.headshot_view import View
+from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.picture_sets import empty_bins, sets_mark
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged
 from headshot_ui.ui.tiles import Tile
@@ -43,7 +44,7 @@ class Mark:
 
 def build(shell: Shell) -> Tab:
     """Lay the tab out and wire it."""
-    bases = families.all_bases(shell.settings)
+    bases = list(families.all_bases(shell.settings))
     store = Store(shell.settings)
     for person in store.people():
         empty_bins(store, person)
@@ -53,12 +54,24 @@ def build(shell: Shell) -> Tab:
     form = generate_form.layout(bases, tiles, choice)
     results = headshot_results.layout()
     _wire_form(form, shell, bases, store)
+    _wire_installed(form, shell, bases)
     filled = [*form.inputs, *form.all_problems]
     headshot_results.wire(results, shell, lambda spec: _use(spec, bases, tiles), filled)
     outputs = (form.nobody, form.nobody_there, form.card, results.card, form.fields["base"], *_lora_outputs(form),
                form.preview,
                *results.shown, *results.box.refreshed)  # fmt: skip
     return Tab(outputs, lambda person, mark: _refresh(shell, store, bases, person, mark))
+
+
+def _wire_installed(form: Form, shell: Shell, bases: list[BaseInfo]) -> None:
+    """New base models can be chosen, and a new refiner be used."""
+
+    def other_models(chosen: str | None) -> list[Any]:
+        bases[:] = families.all_bases(shell.settings)
+        return [base_dropdown(bases, chosen), *_refine_values(_info(bases, chosen), shell)]
+
+    base = form.fields["base"]
+    shell.installed.change(other_models, base, [base, form.fields["refine"], form.refine_note], **QUIET)
 
 
 def _tiles(shell: Shell) -> list[Tile]:

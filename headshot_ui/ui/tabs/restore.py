@@ -47,6 +47,7 @@ def build(shell: Shell) -> Tab:
     results = restored_results.layout()
     _wire_pictures(form, shell, store)
     _wire_choices(form, shell)
+    _wire_installed(form, shell)
     _wire_request(form, shell, store)
     restored_results.wire(results, shell)
     outputs = (form.picks, form.no_picks, form.preview, results.card, *results.shown, *results.box.refreshed)
@@ -105,6 +106,21 @@ def _wire_choices(form: Form, shell: Shell) -> None:
         lambda factor: {"text": restore_request.upscale_missing(int(factor or 1), shell.settings)},
         form.upscale, form.upscale_note, **QUIET,
     )  # fmt: skip
+
+
+def _wire_installed(form: Form, shell: Shell) -> None:
+    """A new restorer, upscaler or outline can be used at once."""
+
+    def other_models(restorer: str | None, factor: int | None) -> list[Any]:
+        choices = restore_request.restorer_choices(shell.settings)
+        chosen = next((each for each in choices if each.id == restorer), None)
+        missing = restore_request.outline_missing(shell.settings)
+        return [gr.Dropdown(choices=restore_form.dropdown_choices(choices)), *restore_form.restorer_values(chosen),
+                {"text": restore_request.upscale_missing(int(factor or 1), shell.settings)},
+                gr.Checkbox(interactive=not missing, info=missing or restore_form.OUTLINE_INFO)]  # fmt: skip
+
+    outputs = [form.restorer, *form.of_restorer, form.upscale_note, form.outline]
+    shell.installed.change(other_models, [form.restorer, form.upscale], outputs, **QUIET)
 
 
 # --- the request -----------------------------------------------------------------------------------------------------

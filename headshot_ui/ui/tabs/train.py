@@ -15,6 +15,7 @@ from headshot_ui.families.protocol import BaseDefaults, BaseInfo
 from headshot_ui.store import Store
 from headshot_ui.ui import templates
 from headshot_ui.ui.literal import safe_html
+from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.page_js import SHOW_TRAINING
 from headshot_ui.ui.photos import base_of, photos_of, state_of
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged, problem
@@ -51,9 +52,23 @@ def build(shell: Shell) -> Tab:
     store = Store(shell.settings)
     parts = _layout(bases)
     _wire(parts, shell, store, bases)
-    wire_runs(parts.runs, shell, store, {base: info.defaults.train_steps for base, info in bases.items()})
+    steps = {base: info.defaults.train_steps for base, info in bases.items()}
+    wire_runs(parts.runs, shell, store, steps)
+    _wire_installed(parts, shell, bases, steps)
     outputs = (parts.empty, parts.settings, parts.base, *parts.runs.outputs)
     return Tab(outputs, _refresher(shell, store, bases))
+
+
+def _wire_installed(parts: _Parts, shell: Shell, bases: dict[str, BaseInfo], steps: dict[str, int]) -> None:
+    def other_models(chosen: str | None) -> gr.Dropdown:
+        found = {info.id: info for info in families.all_bases(shell.settings)}
+        steps.update({base: info.defaults.train_steps for base, info in found.items()})
+        bases.update(found)
+        for gone in set(bases) - set(found):
+            del bases[gone]
+        return base_dropdown(tuple(found.values()), chosen, visible=len(found) > 1)
+
+    shell.installed.change(other_models, parts.base, parts.base, **QUIET)
 
 
 # --- layout -----------------------------------------------------------------------------------------
