@@ -59,7 +59,7 @@ class Work:
     refiner: float
     decode: float
     encode: float
-    step: float  # one training step, rank 32 on attention
+    step: float  # one training step, rank 32
     step_checkpointed: float
     lora_numbers: float  # of that LoRA, not TFLOP
 
@@ -264,6 +264,8 @@ def count_work() -> tuple[dict[str, float], int]:
     from residency import FULL, unet, vae
     from torch.utils.flop_counter import FlopCounterMode
 
+    from headshot_ui.families.sdxl_parts.lora import TARGETS
+
     def tflop(work: Callable[[], object]) -> float:
         with FlopCounterMode(display=False) as counter:
             work()
@@ -288,7 +290,7 @@ def count_work() -> tuple[dict[str, float], int]:
         counted["refiner"] = tflop(lambda: passed(refiner, FULL.refiner))
         counted["decode"] = tflop(lambda: coder.decode(zeros(1, 4, 128, 128)))
         counted["encode"] = tflop(lambda: coder.encode(zeros(1, 3, 1024, 1024)))
-    inject_adapter_in_model(LoraConfig(r=32, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), base)
+    inject_adapter_in_model(LoraConfig(r=32, target_modules=list(TARGETS)), base)
     lora = sum(p.numel() for p in base.parameters() if p.requires_grad)
     base.train()
     counted["step"] = tflop(lambda: passed(base, FULL.base).sum().backward())
@@ -303,7 +305,7 @@ def main() -> int:
     parser.add_argument("--count", action="store_true", help="count the work of Stable Diffusion XL anew")
     args = parser.parse_args()
     if args.count:
-        how = "torch.utils.flop_counter, 1024 x 1024, batch 1, LoRA of rank 32 on attention"
+        how = "torch.utils.flop_counter, 1024 x 1024, batch 1, LoRA of rank 32, the program's targets"
         tflop, lora = count_work()
         WORK.write_text(json.dumps({"counted_by": how, "tflop": tflop, "lora_numbers": lora}, indent=1) + "\n", "utf-8")
     parts = tables()
