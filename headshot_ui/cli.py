@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui import __version__
-from headshot_ui.commands import demo, doctor, export, generate, headshots, page, prepare, restore, train
+from headshot_ui.commands import demo, doctor, export, generate, headshots, page, prepare, prove, restore, train
 from headshot_ui.commands.job_runner import Context, PlanShown
 from headshot_ui.errors import Cancelled, HeadshotError, SetupError, SpecError
 from headshot_ui.logs import explain, start_log
@@ -22,8 +22,8 @@ from headshot_ui.settings import DEVICES, Settings
 if TYPE_CHECKING:
     from headshot_ui.engine import Engine
 
-COMMANDS = (demo, headshots, prepare, train, generate, restore, export, doctor)
-LONG_COMMANDS = (demo, headshots, train, generate, restore)  # those with --plan
+COMMANDS = (demo, headshots, prepare, train, generate, restore, export, prove, doctor)
+LONG_COMMANDS = (demo, headshots, train, generate, restore, prove)  # those with --plan
 _ABOUT = "Train a LoRA on about twelve photos of yourself and make professional headshots, on your own computer."
 _EPILOG = """Without a command the page opens in your browser.
 

@@ -135,6 +135,31 @@ def make_codeformer(path: Path, device: str, seed: int, told: Callable[[str], No
     return path
 
 
+def linked_models(source: Path, target: Path) -> None:
+    """What lies in the models folder ``source`` again in ``target``, without its large base models and CodeFormer.
+
+    Random ones take their place, and must never be written through a link. The demo is copied, because it is looked
+    for by walking, which passes links by; the rest is linked, or copied where the system allows no links.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        if entry.name == CODEFORMER.parts[0]:
+            continue
+        if entry.name == "demo":
+            shutil.copytree(entry, target / entry.name)
+        elif not entry.is_dir():
+            shutil.copy(entry, target)
+        elif not any(entry.rglob("*.json")):  # networks for faces; a base model or refiner brings its configs
+            _link(entry, target / entry.name)
+
+
+def _link(entry: Path, place: Path) -> None:
+    try:
+        place.symlink_to(entry.absolute(), target_is_directory=True)
+    except OSError:
+        shutil.copytree(entry, place)
+
+
 # --- parts --------------------------------------------------------------------------------------------
 def _begin(folder: Path, published: Path, copied: Sequence[str]) -> None:
     """An empty folder with what the weights do not change."""
