@@ -44,7 +44,7 @@ class Clock:
     ) -> None:
         """See ``jobs.Reporter``."""
         self.times.setdefault(stage, []).append((step, time.perf_counter()))
-        if note is not None:
+        if note is not None and note not in self.notes:
             self.notes.append(note)
         self.report(self.prefix + stage, step, total, preview, metrics, note)
 
@@ -119,13 +119,16 @@ class Bench:
 
     # --- drawing ----------------------------------------------------------------------------------
     def few_steps(self, loaded: LoadedBase, embeds: PromptEmbeds, negative: PromptEmbeds) -> torch.Tensor:
-        """(1, C, h, w) float32 on the CPU: the same noise by the model as it is now."""
+        """(1, C, h, w) float32 on the CPU: the same noise by the model as it is now.
+
+        Without guidance, which would only multiply what two number formats differ by.
+        """
         from headshot_ui.families.protocol import DenoiseRequest
 
         side = self.info.size_px
         request = DenoiseRequest(
             embeds=embeds, negative_embeds=negative, seeds=[self.plan.seed], steps=self.plan.amounts.latent_steps,
-            guidance_scale=self.info.defaults.guidance_scale, height=side, width=side,
+            guidance_scale=1.0, height=side, width=side,
         )  # fmt: skip
         *_, last = loaded.denoise(request)
         return last.latents.float().cpu()

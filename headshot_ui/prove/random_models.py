@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from headshot_ui import families
 from headshot_ui.families.bases import BASE_FILE, REFINER_FILE
+from headshot_ui.memory import give_back
 from headshot_ui.settings import pick_device
 from headshot_ui.store import write_json_atomic
 
@@ -43,15 +44,17 @@ class Size:
     """What differs from the published configs, part by part; nothing for the full size."""
 
     size_px: int
+    learning_rate: float  # at which a few dozen steps can be seen in the loss; wide layers need less
     base: dict[str, dict[str, Any]]
     refiner: dict[str, dict[str, Any]]
 
 
 _TINY_TEXT = {"num_attention_heads": 2, "projection_dim": 64}
 SIZES = {
-    "full": Size(1024, {}, {}),
+    "full": Size(1024, 1e-3, {}, {}),
     "tiny": Size(
         128,
+        5e-3,
         {
             "unet": {
                 "sample_size": 16, "block_out_channels": [32, 64, 64], "attention_head_dim": [1, 2, 2],
@@ -106,7 +109,7 @@ def make_base(folder: Path, size: str, device: str, seed: int, told: Callable[[s
     ):
         told(f"{BASE_ID}: {part}")
         _write(folder, part, "base", differences.get(part, {}), make, device, seed + number)
-    defaults = {"train_steps": 1000, "rank": 32, "learning_rate": 1e-4, "refine": "off"}
+    defaults = {"train_steps": 1000, "rank": 32, "learning_rate": SIZES[size].learning_rate}
     facts = {"size_px": SIZES[size].size_px, "defaults": defaults}
     write_json_atomic(folder / BASE_FILE, {**_facts(BASE_ID, "Random weights (draws noise)"), **facts})
     return folder
@@ -185,6 +188,8 @@ def _write(
     with quiet(), _building(device, seed):
         module = make({**config, **differences})
         module.half().save_pretrained(folder / part)
+    del module
+    give_back()
 
 
 @contextmanager

@@ -31,9 +31,10 @@ _TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 
 
 def check_files(bench: Bench) -> Finding:
-    """Every weight file of base and refiner is as long as it says, holds finite numbers, and is what was published."""
+    """Every weight file of base, refiner and restorer is as long as it says, holds finite numbers, and is what was published."""
     folders = [bench.info.folder, *(refiner.folder for refiner in _refiners(bench))]
     files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
+    files += [path for path in _restorer_files(bench) if path.suffix == ".safetensors"]
     if not files:
         return fails("there are no weight files", "Get the model again.")
     total, known = 0, {path: digest for folder in folders for path, digest in _published(folder).items()}
@@ -49,6 +50,12 @@ def check_files(bench: Bench) -> Finding:
     checked = sum(path in known for path in files)
     told = f", {checked} with their published SHA-256" if checked else ""
     return holds(f"{len(files)} files, {readable_bytes(total)}: whole, every number finite{told}")
+
+
+def _restorer_files(bench: Bench) -> list[Path]:
+    settings = bench.shop.settings
+    restorers = bench.shop.parts.all_restorers().values()
+    return [restorer.weights(settings) for restorer in restorers if not restorer.missing(settings)]
 
 
 def _refiners(bench: Bench) -> list[RefinerInfo]:

@@ -24,6 +24,8 @@ READING = "Reading the LoRA with diffusers"
 _LAYER_TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-2}
 #: Share of the LoRA's own effect on the latents by which diffusers' result may be off. Another alpha is off by half.
 EFFECT_TOLERANCE = 0.1
+#: The same without any LoRA: beyond it the two draw too differently to compare what the LoRA does.
+BASE_TOLERANCE = 0.15
 
 
 def check_read_back(bench: Bench) -> Finding:
@@ -49,9 +51,9 @@ def check_read_back(bench: Bench) -> Finding:
     apart, base_apart = float((on - ours).norm()) / effect, float((off - bare).norm()) / effect
     worst = float((on - ours).abs().max())
     told += f"; latents differ from ours by up to {worst:.1e}, {apart:.1%} of what the LoRA does"
-    if base_apart > EFFECT_TOLERANCE:  # another sampler or number format: the layers alone decide
+    if base_apart > BASE_TOLERANCE:  # another sampler or number format: the layers alone decide
         return holds(f"{told} (the bare base alone differs by {base_apart:.1%}: not comparable)")
-    if not apart <= EFFECT_TOLERANCE:
+    if not apart <= EFFECT_TOLERANCE + 2 * base_apart:
         return fails(told, REPORT_IT)
     return holds(told, largest_difference_of_latents=worst)
 
@@ -111,13 +113,12 @@ def _latents(pipe: Any, bench: Bench) -> torch.Tensor:
     shape = bench.latents.without.shape
     noise = torch.randn(shape[1:], generator=torch.Generator().manual_seed(bench.plan.seed))[None]
     given = {name: tensor.to(device, dtype) for name, tensor in bench.latents.embeds.items()}
-    given |= {f"negative_{name}": tensor.to(device, dtype) for name, tensor in bench.latents.negative.items()}
     half = dtype != torch.float32
     # Latents stay float32, as ours do: rounding them would hide a small effect. Autocast is then what joins the two.
     with torch.autocast(device.type, dtype=dtype, enabled=half), torch.no_grad():
         made = pipe(
             **given, num_inference_steps=bench.plan.amounts.latent_steps, output_type="latent",
-            guidance_scale=bench.info.defaults.guidance_scale, height=bench.info.size_px, width=bench.info.size_px,
+            guidance_scale=1.0, height=bench.info.size_px, width=bench.info.size_px,
             latents=noise.to(device),
         )  # fmt: skip
     return made.images.float().cpu()  # type: ignore[no-any-return]
