@@ -31,7 +31,7 @@ _TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 
 
 def check_files(bench: Bench) -> Finding:
-    """Every weight file of base, refiner and restorer is as long as it says, holds finite numbers, and is what was published."""
+    """Every weight file is as long as it says, holds finite numbers, and is what was published."""
     folders = [bench.info.folder, *(refiner.folder for refiner in _refiners(bench))]
     files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
     files += [path for path in _restorer_files(bench) if path.suffix == ".safetensors"]
