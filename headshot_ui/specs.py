@@ -97,7 +97,7 @@ class TrainSpec(Spec):
     learning_rate: float | None = None
     batch_size: int | None = None
     gradient_accumulation: int = 1
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None  # None: where the memory needs it
     min_snr_gamma: float | None = None
     caption_dropout: float = 0.05
     prior_preservation: bool = False

@@ -42,7 +42,10 @@ def plan_of(resolved: TrainSpec) -> Plan:
 
 
 def resolve(spec: TrainSpec, defaults: BaseDefaults) -> TrainSpec:
-    """``spec`` with every None replaced by the base model's own default, except ``run`` and a weighting it lacks."""
+    """``spec`` with every None replaced by the base model's own default, except ``run`` and a weighting it lacks.
+
+    Gradient checkpointing is off unless asked for; what the memory needs is asked for by ``forecast.settled``.
+    """
     rank = spec.rank or defaults.rank
     return dataclasses.replace(
         spec,
@@ -50,6 +53,7 @@ def resolve(spec: TrainSpec, defaults: BaseDefaults) -> TrainSpec:
         rank=rank,
         alpha=float(rank) if spec.alpha is None else spec.alpha,
         learning_rate=spec.learning_rate or defaults.learning_rate,
+        gradient_checkpointing=bool(spec.gradient_checkpointing),  # see forecast.settled
         batch_size=spec.batch_size or defaults.batch_size,
         min_snr_gamma=defaults.min_snr_gamma if spec.min_snr_gamma is None else spec.min_snr_gamma,
         checkpoint_every=spec.checkpoint_every or defaults.checkpoint_every,
