@@ -138,12 +138,13 @@ def _random_models(place: _Place, size: str, context: Context) -> Settings:
 def _planned(args: argparse.Namespace, context: Context, engine: Engine) -> tuple[BaseInfo, ProvePlan]:
     """What will be tried, told before it begins. Raises PlanShown after ``--plan``, ModelError, SpecError."""
     from headshot_ui import families
-    from headshot_ui.prove.plan import fitting, plan_proof
+    from headshot_ui.prove.plan import forecast_of, plan_proof
     from headshot_ui.prove.random_models import BASE_ID
 
     base = BASE_ID if args.random_weights else args.base or DEFAULT_BASE
     info = families.find_base(base, engine.settings)
-    plan, forecast = fitting(plan_proof(info, args.photos, args.steps, engine.settings), info, engine)
+    plan = plan_proof(info, args.photos, args.steps, engine.settings)
+    forecast = forecast_of(plan, info, engine)
     if context.plan_only:
         if forecast is not None:
             show_plan(context, forecast)

@@ -53,7 +53,6 @@ class ProvePlan:
     photos: tuple[str, ...]
     bundled: bool  # the photos are those of a drawn person that ship with the program
     amounts: Amounts
-    gradient_checkpointing: bool = False
     seed: int = 0
 
     @property
@@ -69,7 +68,7 @@ class ProvePlan:
         steps = self.amounts.train_steps
         return TrainSpec(
             PERSON, self.base, steps=steps, rank=rank, alpha=ALPHA_OVER_RANK * rank, seed=self.seed,
-            gradient_checkpointing=self.gradient_checkpointing, checkpoint_every=steps, sample_every=steps + 1,
+            checkpoint_every=steps, sample_every=steps + 1,
         )  # fmt: skip
 
     def generate(self, lora: str | None = None, lora_scale: float = 1.0, refine: str = "off") -> GenerateSpec:
@@ -104,16 +103,9 @@ def bundled_photos(settings: Settings) -> Path:
     raise ModelError(f"There are no bundled photos in {people}: name some with --photos, or get the program again.")
 
 
-def fitting(plan: ProvePlan, info: BaseInfo, engine: Engine) -> tuple[ProvePlan, Forecast | None]:
-    """The plan with gradient checkpointing where the training would not fit without, and its forecast.
-
-    None where nothing can be forecast; what is wrong is then told by the check that meets it.
-    """
+def forecast_of(plan: ProvePlan, info: BaseInfo, engine: Engine) -> Forecast | None:
+    """None where nothing can be forecast; what is wrong is then told by the check that meets it."""
     try:
-        made = engine.forecast(plan.like_headshots(info))
-        if not made.fits and not plan.gradient_checkpointing:
-            smaller = replace(plan, gradient_checkpointing=True)
-            return smaller, engine.forecast(smaller.like_headshots(info))
-        return plan, made
+        return engine.forecast(plan.like_headshots(info))
     except HeadshotError:
-        return plan, None
+        return None

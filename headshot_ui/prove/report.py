@@ -124,7 +124,7 @@ def report_data(proof: Proof, plan: ProvePlan, info: BaseInfo, about: Machine) -
         "ok": not proof.failed,
         "base": {"id": info.id, "family": info.family, "size_px": info.size_px, "random_weights": plan.random},
         "photos": "bundled, drawn" if plan.bundled else "given",
-        "amounts": {**asdict(plan.amounts), "gradient_checkpointing": plan.gradient_checkpointing},
+        "amounts": asdict(plan.amounts),
         "machine": asdict(about),
         "checks": [{**asdict(result), "measured": dict(result.measured)} for result in proof.results],
         "notes": list(proof.notes),
@@ -185,9 +185,8 @@ def _machine_lines(about: Machine) -> list[str]:
 def _amount_lines(plan: ProvePlan, proof: Proof) -> list[str]:
     amounts = plan.amounts
     photos = "the bundled photos of a drawn person" if plan.bundled else "given photos"
-    checkpointing = " with gradient checkpointing" if plan.gradient_checkpointing else ""
     return [
-        f"Learned from {photos} in {amounts.train_steps} steps{checkpointing}; drew {amounts.pictures} pictures of "
+        f"Learned from {photos} in {amounts.train_steps} steps; drew {amounts.pictures} pictures of "
         f"{amounts.sampling_steps} steps each time. {format_seconds(proof.seconds)} in all."
     ]
 

@@ -11,6 +11,7 @@ from headshot_ui.amounts import plan_prepare
 from headshot_ui.engine_runners import run_train
 from headshot_ui.forecast import DOING
 from headshot_ui.prove.findings import Finding, fails, holds
+from headshot_ui.runs import load_run
 from headshot_ui.wording import format_seconds
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def check_training(bench: Bench) -> Finding:
     bench.trained = run_train(bench.shop, bench.plan.train(bench.info.defaults.rank), bench.job)
     pace = bench.clock.seconds_per_step("Training")
     told = f"{bench.trained.steps} steps in {format_seconds(bench.trained.seconds)}"
+    if load_run(bench.trained.run_dir).spec.gradient_checkpointing:
+        told += " with gradient checkpointing"
     return holds(f"{told}, {pace:.2f} s each", seconds_per_training_step=pace) if pace else holds(told)
 
 

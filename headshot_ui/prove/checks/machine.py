@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 CHECKING = "Reading the weights"
 AGAIN = "Get this file again."
-#: Beside a model that was downloaded: {"files": {"unet/x.safetensors": {"sha256": "…"}}}.
-MANIFEST = "manifest.json"
+#: Under the models folder, about what was downloaded: {"files": {"sdxl/unet/x.safetensors": {"sha256": "…"}}}.
+RECORDS = ".downloads"
 #: Tensors that may stay alive: small tables that libraries keep, and cuBLAS's workspace on the card (32 MiB on Hopper).
 MAY_STAY = 96 * 2**20
 #: Relative error of one product of two matrices of 512 x 512, per number format; measured 0.003 and 0.0004 in half.
@@ -31,13 +31,13 @@ _TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 
 
 def check_files(bench: Bench) -> Finding:
-    """Every weight file is as long as it says, holds finite numbers, and is what was published."""
+    """Every weight file is as long as it says, holds finite numbers, and is what was downloaded."""
     folders = [bench.info.folder, *(refiner.folder for refiner in _refiners(bench))]
     files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
     files += [path for path in _restorer_files(bench) if path.suffix == ".safetensors"]
     if not files:
         return fails("there are no weight files", "Get the model again.")
-    total, known = 0, {path: digest for folder in folders for path, digest in _published(folder).items()}
+    total, known = 0, _downloaded(bench.shop.settings.models_dir)
     for number, path in enumerate(files):
         bench.job.report(CHECKING, number, len(files))
         name = f"{path.parent.name}/{path.name}"
@@ -45,10 +45,10 @@ def check_files(bench: Bench) -> Finding:
         if fault:
             return fails(f"{name}: {fault}", AGAIN)
         if path in known and _sha256(path) != known[path]:
-            return fails(f"{name} is not the file that was published", AGAIN)
+            return fails(f"{name} is no longer the file that was downloaded", AGAIN)
         total += path.stat().st_size
     checked = sum(path in known for path in files)
-    told = f", {checked} with their published SHA-256" if checked else ""
+    told = f", {checked} with the SHA-256 they were downloaded with" if checked else ""
     return holds(f"{len(files)} files, {readable_bytes(total)}: whole, every number finite{told}")
 
 
@@ -81,18 +81,16 @@ def _broken_numbers(path: Path) -> str:
     return ""
 
 
-def _published(folder: Path) -> dict[Path, str]:
-    """Weight file → SHA-256, where a manifest lies beside them."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    data = read_json(path)
-    files = data.get("files", {}) if isinstance(data, dict) else {}
-    return {
-        folder / name: entry["sha256"]
-        for name, entry in files.items()
-        if isinstance(entry, dict) and entry.get("sha256")
-    }
+def _downloaded(models: Path) -> dict[Path, str]:
+    """File → SHA-256 with which it was downloaded, for those that this program got."""
+    known = {}
+    for path in sorted((models / RECORDS).glob("*.json")):
+        data = read_json(path)
+        files = data.get("files", {}) if isinstance(data, dict) else {}
+        for place, entry in files.items():
+            if isinstance(entry, dict) and isinstance(entry.get("sha256"), str):
+                known[models / place] = entry["sha256"]
+    return known
 
 
 def _sha256(path: Path) -> str:
