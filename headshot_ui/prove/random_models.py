@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from headshot_ui import families
 from headshot_ui.families.bases import BASE_FILE, REFINER_FILE
+from headshot_ui.memory import give_back
 from headshot_ui.settings import pick_device
 from headshot_ui.store import write_json_atomic
 
@@ -43,15 +44,17 @@ class Size:
     """What differs from the published configs, part by part; nothing for the full size."""
 
     size_px: int
+    learning_rate: float  # at which a few dozen steps can be seen in the loss; wide layers need less
     base: dict[str, dict[str, Any]]
     refiner: dict[str, dict[str, Any]]
 
 
 _TINY_TEXT = {"num_attention_heads": 2, "projection_dim": 64}
 SIZES = {
-    "full": Size(1024, {}, {}),
+    "full": Size(1024, 1e-3, {}, {}),
     "tiny": Size(
         128,
+        5e-3,
         {
             "unet": {
                 "sample_size": 16, "block_out_channels": [32, 64, 64], "attention_head_dim": [1, 2, 2],
@@ -106,7 +109,7 @@ def make_base(folder: Path, size: str, device: str, seed: int, told: Callable[[s
     ):
         told(f"{BASE_ID}: {part}")
         _write(folder, part, "base", differences.get(part, {}), make, device, seed + number)
-    defaults = {"train_steps": 1000, "rank": 32, "learning_rate": 1e-4, "refine": "off"}
+    defaults = {"train_steps": 1000, "rank": 32, "learning_rate": SIZES[size].learning_rate}
     facts = {"size_px": SIZES[size].size_px, "defaults": defaults}
     write_json_atomic(folder / BASE_FILE, {**_facts(BASE_ID, "Random weights (draws noise)"), **facts})
     return folder
@@ -135,6 +138,31 @@ def make_codeformer(path: Path, device: str, seed: int, told: Callable[[str], No
     return path
 
 
+def linked_models(source: Path, target: Path) -> None:
+    """What lies in the models folder ``source`` again in ``target``, without its large base models and CodeFormer.
+
+    Random ones take their place, and must never be written through a link. The demo is copied, because it is looked
+    for by walking, which passes links by; the rest is linked, or copied where the system allows no links.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(source.iterdir()) if source.is_dir() else ():
+        if entry.name == CODEFORMER.parts[0]:
+            continue
+        if entry.name == "demo":
+            shutil.copytree(entry, target / entry.name)
+        elif not entry.is_dir():
+            shutil.copy(entry, target)
+        elif not any(entry.rglob("*.json")):  # networks for faces; a base model or refiner brings its configs
+            _link(entry, target / entry.name)
+
+
+def _link(entry: Path, place: Path) -> None:
+    try:
+        place.symlink_to(entry.absolute(), target_is_directory=True)
+    except OSError:
+        shutil.copytree(entry, place)
+
+
 # --- parts --------------------------------------------------------------------------------------------
 def _begin(folder: Path, published: Path, copied: Sequence[str]) -> None:
     """An empty folder with what the weights do not change."""
@@ -160,6 +188,8 @@ def _write(
     with quiet(), _building(device, seed):
         module = make({**config, **differences})
         module.half().save_pretrained(folder / part)
+    del module
+    give_back()
 
 
 @contextmanager
