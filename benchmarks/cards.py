@@ -79,9 +79,11 @@ class Measured:
 
 
 # --- what is known -----------------------------------------------------------------------------------
-def read_cards() -> tuple[list[Card], list[dict[str, Any]]]:
+def read_cards() -> tuple[list[Card], list[Card], list[dict[str, Any]]]:
+    """Cards of the table, cards that runs were made on (ids as torch names them), and reports."""
     data = json.loads((HERE / "cards.json").read_text("utf-8"))
-    return [Card(**entry) for entry in data["cards"]], data["reported"]
+    listed, measuring = ([Card(**entry) for entry in data[name]] for name in ("cards", "measuring"))
+    return listed, measuring, data["reported"]
 
 
 def read_work() -> Work:
@@ -116,20 +118,30 @@ def step_work(work: Work, checkpointing: bool) -> float:
     return work.step_checkpointed if checkpointing else work.step
 
 
-def measured_learning(run: dict[str, Any]) -> Measured | None:
-    """What a run says about the training step; None where that stage did not run."""
-    step = run.get("train")
-    rate = {"NVIDIA H200": 989.0, "NVIDIA H100 80GB HBM3": 989.0}.get(run["device"])
-    if not step or rate is None:
+def measured_learning(run: dict[str, Any], cards: Iterable[Card]) -> Measured | None:
+    """What a run says about the training step; None where that stage did not end well or the card is not known."""
+    stage = next((stage for stage in run["stages"] if stage["stage"] == "train" and not stage["error"]), None)
+    rate = next((card.tflops for card in cards if card.id == run["device"]), None)
+    if stage is None or rate is None or run["size"] != "full":
         return None
-    return Measured(run["title"], step["seconds_per_step"], step["checkpointing"], rate)
+    facts = stage["facts"]
+    seconds = facts["seconds_of_training"] / facts["steps"]
+    return Measured(run_title(run), seconds, facts["gradient_checkpointing"], rate)
+
+
+def run_title(run: dict[str, Any]) -> str:
+    return f"{run['card']}: {run['cap_bytes'] / GIB:.0f} GB for torch, {run['dtype']}, on one {run['device']}"
 
 
 def measured_rows(runs: Iterable[dict[str, Any]]) -> list[list[str]]:
     """One row for each stage of each run."""
-    rows = [[run["title"], stage["name"], f"{stage['peak_bytes'] / GIB:.2f} GB", f"{stage['seconds']:.1f} s"]
-            for run in runs for stage in run["stages"]]  # fmt: skip
-    return rows or [[NOT_YET, "", "", ""]]
+    rows = []
+    for run in runs:
+        for stage in run["stages"]:
+            name = stage["stage"] + (f", {stage['facts']['steps']} steps" if "steps" in stage["facts"] else "")
+            peaks = [f"{stage[key] / GIB:.1f} GB" for key in ("peak_reserved_bytes", "peak_rss_bytes")]
+            rows.append([run_title(run), name, *peaks, stage["error"] or f"{stage['seconds']:.0f} s"])
+    return rows or [[NOT_YET, "", "", "", ""]]
 
 
 # --- what follows ------------------------------------------------------------------------------------
@@ -145,10 +157,11 @@ def needed_bytes(work: Work, checkpointing: bool) -> int:
 
 def checkpoints(card: Card, work: Work) -> bool | None:
     """Whether learning at 1024 has to save memory on this card; None where it does not fit all the same."""
-    for wanted in (False, True):
-        if needed_bytes(work, wanted) <= card.gb * GIB:
-            return wanted
-    return None
+    from headshot_ui.forecast import ROOM_FOR_DOUBT
+
+    if ROOM_FOR_DOUBT * needed_bytes(work, False) <= card.gb * GIB:
+        return False
+    return True if needed_bytes(work, True) <= card.gb * GIB else None
 
 
 def card_rows(cards: Sequence[Card], work: Work, share: float, beside: float | None) -> list[list[str]]:
@@ -211,10 +224,10 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def tables() -> dict[str, str]:
     """Every computed part of the page by its name."""
-    cards, reported = read_cards()
+    cards, measuring, reported = read_cards()
     work = read_work()
     runs = read_runs()
-    learned = [one for run in runs if (one := measured_learning(run)) is not None]
+    learned = [one for run in runs if (one := measured_learning(run, cards + measuring)) is not None]
     share = share_reached(cards, reported, work)
     beside = seconds_beside(learned, share, work)
     numbers = {"denoiser, one pass": work.denoiser, "refiner, one pass": work.refiner, "VAE, decoding": work.decode,
@@ -222,7 +235,7 @@ def tables() -> dict[str, str]:
                "training step with checkpointing": work.step_checkpointed}  # fmt: skip
     told = NOT_YET if beside is None else f"{beside:.2f} s"
     return {
-        "measured": table(("run", "stage", "peak of graphics memory", "seconds"), measured_rows(runs)),
+        "measured": table(("run", "stage", "graphics memory", "main memory", "time"), measured_rows(runs)),
         "cards": table(
             ("card", "gradient checkpointing", "learning, at least", "learning, estimate",
              "one picture, with refiner: estimate", "whole job, at least", "whole job, estimate"),

@@ -1,4 +1,4 @@
-"""Draw the sheet of docs/PHOTOS.md: photos of a demo person, spoilt in the usual ways, with what the program says of each.
+"""Draw the sheet of docs/PHOTOS.md: photos of a demo person, spoilt in the usual ways, with what the program says.
 
     python -m tools.photo_examples
 

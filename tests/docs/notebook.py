@@ -18,7 +18,7 @@ APP = """
 import json, os, pathlib, signal, subprocess, sys, time
 with open({log!r}, "a", encoding="utf-8") as log:
     log.write(json.dumps(sys.argv[1:]) + "\\n")
-if {only_noted} or sys.argv[1:2] == ["models"]:
+if {only_noted} or sys.argv[1:3] == ["models", "get"]:
     print("Downloading  1/2  3 s left")
     print("Downloading  2/2")
     raise SystemExit

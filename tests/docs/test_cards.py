@@ -52,3 +52,23 @@ def test_a_card_that_is_too_small_is_said_to_be(cards):
     small, middle = cards.Card("s", "S", 6, 10, True), cards.Card("m", "M", 8, 10, True)
     assert cards.checkpoints(small, work) is None and cards.checkpoints(middle, work) is True
     assert cards.card_rows([small], work, 0.5, 1.0)[0][1] == "does not fit"
+
+
+def test_figures_of_a_kept_run_are_read(cards):
+    facts = {"steps": 20, "seconds_of_training": 16.0, "gradient_checkpointing": True}
+    stage = {"stage": "train", "error": "", "seconds": 31.4, "peak_reserved_bytes": 6 * 2**30,
+             "peak_rss_bytes": 9 * 2**30, "facts": facts}  # fmt: skip
+    run = {"card": "8gb", "size": "full", "device": "NVIDIA H200", "dtype": "bfloat16", "cap_bytes": 7 * 2**30,
+           "stages": [stage, stage | {"stage": "restore", "facts": {}}]}  # fmt: skip
+    _, measuring, _ = cards.read_cards()
+    found = cards.measured_learning(run, measuring)
+    assert (found.seconds_per_step, found.checkpointing, found.tflops) == (0.8, True, 989)
+    assert [row[1:] for row in cards.measured_rows([run])] == [
+        ["train, 20 steps", "6.0 GB", "9.0 GB", "31 s"],
+        ["restore", "6.0 GB", "9.0 GB", "31 s"],
+    ]
+    failed = run | {"stages": [stage | {"error": "MemoryBudgetError: full"}]}
+    assert cards.measured_learning(failed, measuring) is None
+    assert cards.measured_rows([failed])[0][-1] == "MemoryBudgetError: full"
+    assert cards.measured_learning(run | {"size": "tiny"}, measuring) is None
+    assert cards.measured_rows([]) == [[cards.NOT_YET, "", "", "", ""]]

@@ -59,19 +59,19 @@ def test_every_command_line_is_one_that_the_program_understands(start):
     session.run("models")
     session.uploads += [PHOTOS[:2]]
     session.run("photos")
-    session.run("headshots", MORE="--presets navy-suit --recipe original")
+    session.run("headshots", MORE="--presets navy-suit")
     run = session.names["OUTPUTS"] / "people" / "anna" / "runs" / "2026-01-31_12-00-00"
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"state": "interrupted"}))
     session.names["finished"] = False
     session.run("go-on")
     kinds = [command[0] for command in session.commands]
-    assert kinds == ["doctor", "restore", "models", "models", "prepare", "headshots", "train", "generate"]
+    assert kinds == ["doctor", "models", "models", "prepare", "headshots", "train", "generate"]
     parser = build_parser()
     for command in session.commands:
         parser.parse_args(command)  # leaves by SystemExit when it does not understand
-    assert all("sdxl" in command for command in session.commands[4:])
-    assert session.commands[6][-2:] == ["--run", run.name]
+    assert all("sdxl" in command for command in session.commands[3:])
+    assert session.commands[5][-2:] == ["--run", run.name]
 
 
 def test_run_all_does_not_draw_again_at_the_end(start, capsys):
