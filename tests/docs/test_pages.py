@@ -1,0 +1,67 @@
+"""Links lead somewhere, commands are understood, and what is said to be on the page is there."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from urllib.parse import unquote
+
+import pytest
+
+from headshot_ui.cli import build_parser
+from tests.docs.pages import FOR_USERS, PAGES, ROOT, anchors, commands, controls, links, options
+
+#: In italics and yet not on the page: things of other programs, and a picture's caption.
+ELSEWHERE = {
+    "CUDA – Sysmem Fallback Policy",
+    "Prefer No Sysmem Fallback",
+    "Runtime → Change runtime type → T4 GPU",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in links(page):
+        path, _, anchor = unquote(target).partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", FOR_USERS, ids=lambda page: page.name)
+def test_commands_are_understood(page):
+    parser = build_parser()
+    for command in commands(page):
+        words = shlex.split(command.replace("…", ""))
+        if words[:1] == ["test"]:  # app.py's own
+            continue
+        try:
+            parser.parse_args(words)
+        except SystemExit as leaving:
+            assert not leaving.code, command  # 0: it was --help
+
+
+@pytest.mark.parametrize("page", FOR_USERS, ids=lambda page: page.name)
+def test_options_exist(page):
+    assert options(page) <= _all_options(build_parser()) | {"--slow", "--write", "--count"}
+
+
+@pytest.mark.parametrize("page", FOR_USERS, ids=lambda page: page.name)
+def test_what_is_said_to_be_on_the_page_is_there(page):
+    shown = " ".join(path.read_text("utf-8") for path in (ROOT / "headshot_ui").rglob("*.py"))
+    shown = re.sub(r"\s+", " ", shown)
+    missing = {name for name in controls(page) - ELSEWHERE if name.rstrip(" …") not in shown and len(name) < 45}
+    missing -= {name for name in missing if name.replace(" ", "_").lower() in shown}  # labels made from field names
+    assert not missing
+
+
+def _all_options(parser: argparse.ArgumentParser) -> set[str]:
+    found = set()
+    for action in parser._actions:
+        found.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                found |= _all_options(one)
+    return found
