@@ -121,7 +121,7 @@ def _get(entries: list[Entry], settings: Settings, report: Reporter, client: htt
     wanted = {entry.id: _not_here(entry, settings, report) for entry in entries}
     for entry in entries:
         if wanted[entry.id]:
-            _take_down(entry, settings)
+            states.take_down(entry, settings)
     cached = {entry.id: _from_cache(entry, wanted[entry.id], settings, report) for entry in entries}
     left = [(entry, file) for entry in entries for file in wanted[entry.id] if file.place not in cached[entry.id]]
     needs = [_need(entry, file, settings, client, report) for entry, file in left]
@@ -161,15 +161,6 @@ def _not_here(entry: Entry, settings: Settings, report: Reporter) -> tuple[Remot
         file for file in entry.files
         if not states.believed(path_of(file.place, settings), record.files.get(file.place))
     )  # fmt: skip
-
-
-def _take_down(entry: Entry, settings: Settings) -> None:
-    """While it is not whole, the folder is no model to choose. ``states.complete`` takes it back."""
-    for place in entry.written:
-        path = path_of(place, settings)
-        if path.is_file():
-            with told_plainly(path, "renamed"):
-                os.replace(path, states.waiting(path))
 
 
 def _from_cache(entry: Entry, wanted: tuple[RemoteFile, ...], settings: Settings, report: Reporter) -> dict[str, int]:

@@ -181,6 +181,18 @@ def complete(entry: Entry, settings: Settings) -> None:
                 os.replace(waiting(path), path)
         else:
             write_json_atomic(path, content)
+    if entry.written:
+        write_record(read_record(entry.id, settings), settings)  # so that ``installed_mark`` is another one now
+
+
+def take_down(entry: Entry, settings: Settings) -> None:
+    """While it is not whole, the folder is no model to choose; ``complete`` ends that. Raises StoreError."""
+    for place in entry.written:
+        path = path_of(place, settings)
+        if path.is_file():
+            with told_plainly(path, "renamed"):
+                os.replace(path, waiting(path))
+            write_record(read_record(entry.id, settings), settings)
 
 
 def waiting(path: Path) -> Path:

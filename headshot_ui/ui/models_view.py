@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from headshot_ui.downloads import runner
-from headshot_ui.downloads.catalogue import Entry, find_entry, load_catalogue
+from headshot_ui.downloads import catalogue, runner
+from headshot_ui.downloads.catalogue import Entry, find_entry
 from headshot_ui.downloads.records import installed_mark
 from headshot_ui.downloads.states import EntryState, entry_state
 from headshot_ui.errors import HeadshotError, StoreError
@@ -81,7 +81,7 @@ def panel_mark(live: Live, settings: Settings) -> tuple[Any, ...]:
 def panel_value(live: Live, settings: Settings, asked: Asked | None = None) -> dict[str, Any]:
     """Values of the template: a row for every entry."""
     busy, told = _busy(live), asked or Asked()
-    rows = [_row(entry, settings, busy.get(entry.id, ""), told) for entry in load_catalogue().values()]
+    rows = [_row(entry, settings, busy.get(entry.id, ""), told) for entry in catalogue.load_catalogue().values()]
     return {"rows": rows, "folder": str(settings.models_dir)}
 
 

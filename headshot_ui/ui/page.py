@@ -76,13 +76,12 @@ def _layout(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live,
     models = models_panel.layout(live, settings)
     timer, idle = gr.Timer(BUSY_S, active=False), gr.Timer(IDLE_S)
     seen, nudge, lora, to_restore = gr.State(Seen()), gr.State(0.0), gr.State(), gr.State()
-    installed = gr.State(())
     stored_person = gr.BrowserState("", storage_key=STORED_PERSON, secret=STORED_WITH)
     stored_tab = gr.BrowserState("", storage_key=STORED_TAB, secret=STORED_WITH)
     built: dict[str, Tab] = {}
     with gr.Tabs(selected=TABS[0], elem_id="tabs", overflow_behavior="wrap") as tabs:
         shell = Shell(engine, settings, live, shown_dir, picker.person, timer, tabs, nudge, picker.name,
-                      picker.name_problem, lora, to_restore, installed)  # fmt: skip
+                      picker.name_problem, lora, to_restore, models.installed)  # fmt: skip
         for name in TABS:
             with gr.Tab(TITLES[name], id=name, elem_id=f"tab-{name}", elem_classes="hs-tab"):
                 built[name] = importlib.import_module(f"headshot_ui.ui.tabs.{name}").build(shell)
@@ -92,7 +91,7 @@ def _layout(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live,
 def _wire(page: gr.Blocks, board: Board, live: Live, store: Store) -> None:
     shell, picker = board.shell, board.people
     outputs = [board.bar, picker.person, picker.row, picker.delete, picker.adding, shell.timer, board.idle, board.seen,
-               board.models.rows, shell.installed,
+               board.models.rows, board.models.installed,
                *(output for name in TABS for output in board.tabs[name].outputs)]  # fmt: skip
 
     def refresh(person: str | None, seen: Seen) -> list[Any]:
@@ -186,7 +185,7 @@ def _refresh(board: Board, live: Live, person: str, seen: Seen) -> list[Any]:
 def _models(board: Board, live: Live, mark: tuple[Any, ...], seen: tuple[Any, ...] | None) -> list[Any]:
     """Rows of the panel, and the mark by which the tabs know that there are other models to choose from."""
     rows = gr.skip() if mark == seen else models_view.panel_value(live, board.shell.settings)
-    return [rows, gr.skip() if seen and mark[0] == seen[0] else mark[0]]
+    return [rows, gr.skip() if seen and mark[0] == seen[0] else {"mark": repr(mark[0])}]
 
 
 def _look(tab: Tab, name: str, person: str, mark: Any) -> tuple[list[Any], Any] | None:

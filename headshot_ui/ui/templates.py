@@ -250,6 +250,9 @@ DELETE_RUN = """
 stay.</p>
 """
 
+#: Seen by nobody: a value whose change is an event.
+MARK = '<span data-mark="{{value.mark}}"></span>'
+
 MODELS = """
 <p class="hs-soft">The demo's own models are always here. For photographs, get what you need; files go to
 <code>{{value.folder}}</code>.</p>

@@ -138,6 +138,11 @@ def test_removing_an_unfinished_download_removes_what_came_of_it(place: Place) -
 
 
 def test_the_mark_changes_with_everything_that_changes_what_is_offered(place: Place) -> None:
+    place.get("base")
+    assert place.path("base/base.json").stat().st_mtime_ns <= installed_mark(place.settings)[0][1], (
+        "told after it is offered"
+    )
+    remove(find_entry("base"), place.settings)
     marks = [installed_mark(place.settings)]
     place.get("net")
     marks.append(installed_mark(place.settings))

@@ -181,7 +181,7 @@ def test_what_was_deleted_is_gone_for_good_after_a_restart(settings, tmp_path, m
     with gr.Blocks():
         generate.build(Shell(engine, settings, Live(engine, settings, tmp_path / "shown"), tmp_path / "shown",
                              gr.Dropdown([PERSON]), gr.Timer(1, active=False), gr.Tabs(), gr.State(0.0), gr.Textbox(),
-                             gr.HTML(), gr.State(), gr.State(), gr.State()))  # fmt: skip
+                             gr.HTML(), gr.State(), gr.State(), gr.HTML()))  # fmt: skip
     assert not aside.exists() and made.pictures[1].path.exists()
     engine.close()
 
@@ -193,7 +193,7 @@ def tab(settings, tmp_path):
     with gr.Blocks():
         shell = Shell(engine, settings, Live(engine, settings, tmp_path / "shown"), tmp_path / "shown",
                       gr.Dropdown([PERSON]), gr.Timer(1, active=False), gr.Tabs(), gr.State(0.0), gr.Textbox(),
-                      gr.HTML(), gr.State(), gr.State(), gr.State())  # fmt: skip
+                      gr.HTML(), gr.State(), gr.State(), gr.HTML())  # fmt: skip
         built = generate.build(shell)
     yield shell, built
     engine.close()
