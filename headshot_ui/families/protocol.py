@@ -128,6 +128,7 @@ class DenoiseStep:
     step: int  # 1-based
     total: int  # steps of this stretch
     latents: torch.Tensor  # (B, C, H, W)
+    clean: torch.Tensor | None = None  # with the last step before a ``stop_at``: what is expected behind the noise
 
 
 class Vocabulary(Protocol):
@@ -258,6 +259,9 @@ class Family(Protocol):
 
     def vocabulary(self, info: BaseInfo) -> Vocabulary:
         """What this base can read, without loading it. Raises ModelError naming the file at fault."""
+
+    def check_lora(self, path: Path, info: BaseInfo) -> None:
+        """Look at the header of a LoRA file. Raises ModelError when it is damaged, no LoRA, or not for this base."""
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family found under ``settings.models_dir`` (``<folder>/base.json``)."""

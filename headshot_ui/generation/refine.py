@@ -67,7 +67,7 @@ def refine_all(work: Work, embeds: Mapping[str, PromptEmbeds], open_refiner: Ope
         try:
             for batch in batches(work.planned, settings.device, settings.vram_limit_bytes):
                 items = [by_index[picture.index] for picture in batch]
-                latents = stage.run(refiner.refine(_request(work, refining, embeds, items)), len(items))
+                latents, _ = stage.run(refiner.refine(_request(work, refining, embeds, items)), len(items))
                 for row, item in enumerate(items):
                     _put(item, latents[row : row + 1])
                 stage.keep(len(items))
@@ -103,11 +103,17 @@ def refiner_negative(picture: PlannedPicture, refining: Refining) -> str:
 
 def _put(item: Drawn, latents: torch.Tensor) -> None:
     item.unrefined = None if item.noisy else item.latents
-    item.latents, item.noisy, item.refined = latents, False, True
+    item.latents, item.clean, item.noisy, item.refined = latents, None, False, True
 
 
 def finishable(work: Work) -> list[Drawn]:
-    """The pictures that can be finished: all but those that are still noisy after a stop, which the log counts."""
+    """The pictures that can be finished. Those that are still noisy after a stop become what the base expected of them.
+
+    Where a family cannot tell, they are left out, and the log counts them.
+    """
+    for item in work.drawn:
+        if item.noisy and item.clean is not None:
+            item.latents, item.clean, item.noisy, item.unfinished = item.clean, None, False, True
     clean = [item for item in work.drawn if not item.noisy]
     if len(clean) < len(work.drawn):
         _log.warning(

@@ -1,7 +1,7 @@
 """Draw a request: all prompts are read, all pictures drawn, all refined, then all developed and judged.
 
 Staged for the whole request and not per picture, so that each part of the models moves to the GPU once.
-A cancel or an error keeps every picture that was drawn to its end.
+A cancel or an error keeps every picture that was drawn to its end, or to where a refiner was to take over.
 """
 
 from __future__ import annotations
@@ -157,8 +157,11 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds]) -> None:
                 width=batch[0].width,
                 stop_at=refining.switch if refining is not None and halfway else 1.0,
             )
-            latents = stage.run(loaded.denoise(request), len(batch))
-            work.drawn += [Drawn(picture, latents[row : row + 1], noisy=halfway) for row, picture in enumerate(batch)]
+            latents, clean = stage.run(loaded.denoise(request), len(batch))
+            work.drawn += [
+                Drawn(picture, latents[row : row + 1], halfway, None if clean is None else clean[row : row + 1])
+                for row, picture in enumerate(batch)
+            ]
             stage.keep(len(batch))
     finally:
         loaded.use_loras(())

@@ -88,7 +88,12 @@ def _save_sheet(made: Any) -> None:
 def _restored(made: Any) -> tuple[str, Path | None]:
     skipped = sum(bool(picture.skipped) for picture in made.pictures)
     text = f"{count_of(len(made.pictures) - skipped, 'picture')} restored"
-    return text + (f"; {skipped} without a face that could be repaired." if skipped else "."), made.folder
+    text += f"; {skipped} without a face that could be repaired." if skipped else "."
+    refused = getattr(made, "refused", ())
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        text += f" Left out: {refused[0].name}{more}: {refused[0].reason}"
+    return text, made.folder
 
 
 def _exported(made: Any) -> tuple[str, Path | None]:

@@ -204,10 +204,11 @@ def _steps(
     """The scheduler's steps from ``first`` up to ``last`` (not itself)."""
     guidance_scale = request.guidance_scale if request.guidance_scale > 1 else None
     for number, timestep in enumerate(scheduler.timesteps[first:last], start=1):
-        latents = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
+        latents, expected = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
         if not torch.isfinite(latents).all():
             raise ModelError(not_a_number(unet.dtype))
-        yield DenoiseStep(number, last - first, latents)
+        half_way = first + number == last < len(scheduler.timesteps)
+        yield DenoiseStep(number, last - first, latents, expected if half_way else None)
 
 
 @torch.no_grad()  # here and not around the loop: a generator must not change the caller's mode between steps
@@ -219,12 +220,12 @@ def _step(
     embeds: PromptEmbeds,
     ids: torch.Tensor,
     guidance_scale: float | None,
-) -> torch.Tensor:
-    """Classifier-free guidance with both halves in one pass, then one Euler step."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Guidance with both halves in one pass, then one Euler step: the latents after it, and the clean ones expected."""
     doubled = latents if guidance_scale is None else torch.cat([latents, latents])
     prediction = predict(unet, scheduler.scale_model_input(doubled, timestep), timestep, embeds, ids)
     if guidance_scale is not None:
         negative, positive = prediction.chunk(2)
         prediction = negative + guidance_scale * (positive - negative)
-    after: torch.Tensor = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-    return after
+    after = scheduler.step(prediction, timestep, latents)
+    return after.prev_sample, after.pred_original_sample

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from headshot_ui.ui import restored_view as views
 from headshot_ui.ui.export_box import LATEST_WINS, SENDS
 from headshot_ui.ui.gallery import small_addresses
 from headshot_ui.ui.generate_request import plan_words
+from headshot_ui.ui.given import forget_given, keep_given
 from headshot_ui.ui.picture_sets import counted, picture_id, sets_mark
 from headshot_ui.ui.restore_form import FIELDS, Form
 from headshot_ui.ui.restored_view import View
@@ -41,6 +42,8 @@ class Mark:
 def build(shell: Shell) -> Tab:
     """Lay the tab out and wire it."""
     store = Store(shell.settings)
+    for person in store.people():
+        forget_given(store, person, [made.picture.source for made in views.find_made(store, person)])
     form = restore_form.layout(
         restore_request.restorer_choices(shell.settings), restore_request.outline_missing(shell.settings)
     )
@@ -133,9 +136,16 @@ def _wire_request(form: Form, shell: Shell, store: Store) -> None:
             shell.settings,
         )  # fmt: skip
 
+    def kept(spec: RestoreSpec, files: Sequence[str] | None) -> RestoreSpec:
+        """The request with lasting copies in place of the uploads."""
+        if not files:
+            return spec
+        copies = keep_given(store, spec.person, [Path(path) for path in files])
+        return replace(spec, pictures=(*spec.pictures[: -len(files)], *map(str, copies)))
+
     def restore(person: str | None, *values: Any) -> list[Any]:
         try:
-            shell.live.submit(request(person, *values))
+            shell.live.submit(kept(request(person, *values), values[0]))
         except SpecError as error:
             return [*restore_form.problem_values(error.field, str(error)), gr.skip()]
         except HeadshotError as error:
