@@ -57,6 +57,25 @@ def test_what_is_said_to_be_on_the_page_is_there(page):
     assert not missing
 
 
+def test_the_sizes_of_downloads_are_those_of_the_catalogue():
+    from headshot_ui.downloads.catalogue import load_catalogue
+
+    sizes = {name: entry.size / 2**30 for name, entry in load_catalogue().items()}
+    guide = (ROOT / "docs" / "USER_GUIDE.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`[a-z].*?) \| ([\d.]+) (GB|MB)", guide, re.M)
+    told = {name: float(size) / (1 if unit == "GB" else 1024)
+            for names, size, unit in rows for name in re.findall(r"`(.+?)`", names)}  # fmt: skip
+    assert told.keys() == sizes.keys()
+    for name, size in told.items():
+        assert size == pytest.approx(sizes[name], abs=0.05 if size > 0.05 else 0.001), name
+    least = sizes["sdxl"] + sizes["sdxl-vae-fp16-fix"] + sizes["retinaface"] + sizes["arcface"]
+    notebook = (ROOT / "docs" / "colab.ipynb").read_text("utf-8")
+    assert f"{least:.0f} GB once per machine, {least + sizes['sdxl-refiner']:.0f} GB with the refiner" in notebook
+    assert f"{sizes['sdxl-refiner']:.1f} GB more to download" in notebook
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert f"# {least - sizes['sdxl-vae-fp16-fix']:.0f} GB, checked" in readme
+
+
 def _all_options(parser: argparse.ArgumentParser) -> set[str]:
     found = set()
     for action in parser._actions:
