@@ -56,7 +56,7 @@ def test_every_command_line_is_one_that_the_program_understands(start):
     session = start(only_noted=True)
     session.run("program", PERSON="anna", REFINER=True, RESTORE=True)
     session.run("set-up")
-    session.run("models")
+    session.run("models", PROVE=True)
     session.uploads += [PHOTOS[:2]]
     session.run("photos")
     session.run("headshots", MORE="--presets navy-suit")
@@ -66,12 +66,12 @@ def test_every_command_line_is_one_that_the_program_understands(start):
     session.names["finished"] = False
     session.run("go-on")
     kinds = [command[0] for command in session.commands]
-    assert kinds == ["doctor", "models", "models", "prepare", "headshots", "train", "generate"]
+    assert kinds == ["doctor", "models", "models", "prove", "prepare", "headshots", "train", "generate"]
     parser = build_parser()
     for command in session.commands:
         parser.parse_args(command)  # leaves by SystemExit when it does not understand
     assert all("sdxl" in command for command in session.commands[3:])
-    assert session.commands[5][-2:] == ["--run", run.name]
+    assert session.commands[6][-2:] == ["--run", run.name]
 
 
 def test_run_all_does_not_draw_again_at_the_end(start, capsys):
