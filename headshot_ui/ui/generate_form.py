@@ -88,7 +88,7 @@ def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoic
         with gr.Row(elem_classes="hs-fields"):
             with gr.Column(min_width=260):
                 fields["lora"] = gr.Dropdown([], value=None, label="Training to use", filterable=False, elem_id="lora")
-                lora_file = gr.File(label="Your LoRA (.safetensors)", file_types=[".safetensors"], height=120,
+                lora_file = gr.File(label="Your LoRA (.safetensors)", file_types=[".safetensors"], height=150,
                                     visible=False, elem_id="lora-file", elem_classes="hs-drop")  # fmt: skip
                 problems["lora"] = _problem("lora")
                 lora_note = safe_html({"text": ""}, NOTE, elem_id="lora-note", elem_classes="hs-place")

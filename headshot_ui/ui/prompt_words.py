@@ -53,18 +53,10 @@ def check_request_words(info: BaseInfo | None, spec: GenerateSpec) -> None:
     check_prompt(info, "negative_prompt", spec.negative_prompt or "")
 
 
-def said_of(info: BaseInfo | None, field: str, text: str | None, finished: bool) -> str:
-    """The sentence beside the field; "" for none. Unless ``finished`` the word that is being typed is left alone."""
+def said_of(info: BaseInfo | None, field: str, text: str | None) -> str:
+    """The sentence beside the field; "" for none."""
     try:
-        check_prompt(info, field, text or "" if finished else complete_words(text or ""))
+        check_prompt(info, field, text or "")
     except SpecError as error:
         return str(error)
     return ""
-
-
-def complete_words(text: str) -> str:
-    """``text`` up to the last word boundary or open bracket."""
-    end = len(text)
-    while end and (text[end - 1].isalnum() or text[end - 1] in "'’-_"):
-        end -= 1
-    return text[: text.rindex("{")] if "{" in text and "}" not in text[text.rindex("{") :] else text[:end]

@@ -38,7 +38,8 @@ class SetBox:
 def layout() -> SetBox:
     """All of it; empty until a set is on view."""
     with gr.Row(elem_classes="hs-whole", visible=False, elem_id="whole-set") as row:
-        sheet = safe_html(views.NOTHING, templates.SHEET, js_on_load=templates.SHEET_JS, elem_id="sheet")
+        with gr.Column(scale=1, min_width=260):
+            sheet = safe_html(views.NOTHING, templates.SHEET, js_on_load=templates.SHEET_JS, elem_id="sheet")
         with gr.Column(scale=2, min_width=260):
             safe_html({"title": "All of this set", "text": ABOUT}, templates.SMALL_HEADING)
             with gr.Row(elem_classes="hs-actions"):

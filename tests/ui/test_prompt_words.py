@@ -11,7 +11,7 @@ from headshot_ui import families
 from headshot_ui.errors import SpecError
 from headshot_ui.settings import Settings
 from headshot_ui.specs import GenerateSpec
-from headshot_ui.ui.prompt_words import check_request_words, complete_words, said_of
+from headshot_ui.ui.prompt_words import check_request_words, said_of
 from tests.ui.studio_stub import PERSON
 
 
@@ -20,20 +20,13 @@ def demo():
     return families.find_base("demo-sdxl", Settings.from_environment())
 
 
-def test_unknown_words_are_named_and_the_word_being_typed_is_not(demo):
-    said = said_of(demo, "prompt", "portrait of {subject}, wearing a zebra jacket and a quxhat", finished=True)
+def test_unknown_words_are_named_and_known_ones_are_not(demo):
+    said = said_of(demo, "prompt", "portrait of {subject}, wearing a zebra jacket and a quxhat")
     assert "“zebra”" in said and "“quxhat”" in said and "portrait" not in said
-    typing = said_of(demo, "prompt", "portrait of {subject}, wearing a zebra jacket and a quxhat", finished=False)
-    assert "“zebra”" in typing and "quxhat" not in typing
-    assert said_of(demo, "prompt", "portrait of {subject}, wearing a navy suit", finished=True) == ""
-    assert "“quxhat”" in said_of(demo, "negative_prompt", "quxhat", finished=True)
-    assert said_of(demo, "prompt", None, finished=True) == said_of(None, "prompt", "zebra", finished=True) == ""
-
-
-def test_a_placeholder_is_told_when_it_is_whole(demo):
-    assert said_of(demo, "prompt", "a {som", finished=False) == ""
-    assert "only {subject} is filled in" in said_of(demo, "prompt", "a {somebody}", finished=False)
-    assert "only {subject}" in said_of(demo, "prompt", "a {som", finished=True)
+    assert said_of(demo, "prompt", "portrait of {subject}, wearing a navy suit") == ""
+    assert "“quxhat”" in said_of(demo, "negative_prompt", "quxhat")
+    assert said_of(demo, "prompt", None) == said_of(None, "prompt", "zebra") == ""
+    assert "only {subject} is filled in" in said_of(demo, "prompt", "a {somebody}")
 
 
 def test_a_request_with_such_words_names_its_field(demo):
@@ -45,11 +38,4 @@ def test_a_request_with_such_words_names_its_field(demo):
 
 
 def test_a_base_whose_words_cannot_be_read_says_nothing_here(demo):
-    assert said_of(replace(demo, folder=Path("nowhere")), "prompt", "zebra", finished=True) == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "left"), [("a red ha", "a red "), ("a red ", "a red "), ("red, ", "red, "), ("", ""), ("hat", "")]
-)
-def test_the_last_word_is_left_until_it_is_whole(text, left):
-    assert complete_words(text) == left
+    assert said_of(replace(demo, folder=Path("nowhere")), "prompt", "zebra") == ""

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 SEEDS = 2**31
 CLEAR = "() => ({text: ''})"
 PROMPTS = ("prompt", "negative_prompt")
+#: The word, or the placeholder, that is just being typed is left out.
+WHOLE_WORDS = (
+    "(text, base) => [document.activeElement?.closest('#{id}')"
+    " ? (text || '').replace(/([{{][^}}]*|[\\p{{L}}\\p{{N}}'’_-]+)$/u, '') : text, base]"
+)
 DRAWING_KINDS = ("generate", "headshots")
 
 
@@ -153,16 +158,14 @@ def _wire_prompts(form: Form, bases: Sequence[BaseInfo]) -> None:
     """Words the model does not know are named beside the prompt: while typing, and all of them on leaving it."""
     base = form.fields["base"]
     for name in PROMPTS:
-        field, place = form.fields[name], form.problems[name]
+        field = form.fields[name]
 
         def say(text: str | None, base: str | None, name: str = name) -> dict[str, str]:
-            return {"text": prompt_words.said_of(_info(bases, base), name, text, False)}
+            return {"text": prompt_words.said_of(_info(bases, base), name, text)}
 
-        def say_all(text: str | None, base: str | None, name: str = name) -> dict[str, str]:
-            return {"text": prompt_words.said_of(_info(bases, base), name, text, True)}
-
-        field.input(say, [field, base], place, **LATEST_WINS)  # two listeners to "change" would set each other off
-        gr.on([field.blur, base.change], say_all, [field, base], place, **LATEST_WINS)
+        # One event with all triggers, so that no earlier answer comes last; on "change" it would set off the plan's.
+        gr.on([field.input, field.blur, base.change], say, [field, base], form.problems[name],
+              js=WHOLE_WORDS.format(id=name), **LATEST_WINS)  # fmt: skip
 
 
 def _wire_lora_file(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store) -> None:
