@@ -134,6 +134,7 @@ def make_codeformer(path: Path, device: str, seed: int, told: Callable[[str], No
     path.parent.mkdir(parents=True, exist_ok=True)
     with _building(device, seed, half=False):
         net: torch.nn.Module = CodeFormer()
+        net.position_emb.data.normal_(0, 0.02)  # type: ignore[union-attr,operator]  # begins as zeros, as no trained file does
     save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, path)
     return path
 
