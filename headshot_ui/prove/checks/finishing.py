@@ -73,6 +73,7 @@ def check_restoration(bench: Bench) -> Finding:
         return fails(f"{what}: the picture is {found if before.shape == after.shape else 'of another size'}", REPORT_IT)
     inside, outside = _changes(before, after, restored.faces[0].box)
     told = f"{what}: {inside:.1f} levels changed within it, {outside:.2g} far from it"
+    told = " ".join([told, *restored.notes])
     if inside < LEAST_CHANGE or outside:
         return fails(told, REPORT_IT)
     return holds(told, seconds_per_restored_face=made.seconds / restored.repaired)
