@@ -20,6 +20,7 @@ class Finding:
     figure: str  # what was found, in a few words; why, where it was not possible
     advice: str = ""  # what to do; "" unless it fails
     measured: Mapping[str, float] = field(default_factory=dict)  # by name with unit, e.g. "seconds per picture"
+    leads_on: bool = False  # although this was not possible, what needs it can be tried
 
 
 def holds(figure: str, **measured: float) -> Finding:
@@ -31,8 +32,8 @@ def fails(figure: str, advice: str, **measured: float) -> Finding:
     return Finding("fails", figure, advice, _spaced(measured))
 
 
-def not_possible(why: str) -> Finding:
-    return Finding("not possible", why)
+def not_possible(why: str, leads_on: bool = False) -> Finding:
+    return Finding("not possible", why, leads_on=leads_on)
 
 
 def _spaced(measured: Mapping[str, float]) -> dict[str, float]:
@@ -46,7 +47,7 @@ class Check:
     id: str
     title: str  # what is claimed, e.g. "the loss falls"
     run: Callable[[Bench], Finding]
-    needs: tuple[str, ...] = ()  # ids of the checks without whose success this one says nothing
+    needs: tuple[str, ...] = ()  # ids of the checks without which this one says nothing
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,9 @@ class ProvePlan:
         return GenerateSpec(
             PERSON, self.base, prompt=PROMPT, count=amounts.pictures, seed=self.seed + 1, steps=amounts.sampling_steps,
             lora=lora, lora_scale=lora_scale, refine=refine,
+            # Half and half, so that with the fewest steps each of the two still has one.
+            refiner_switch=0.5 if refine == "ensemble" else None,
+            refiner_strength=0.5 if refine == "img2img" else None,
         )  # fmt: skip
 
     def like_headshots(self, info: BaseInfo) -> HeadshotsSpec:

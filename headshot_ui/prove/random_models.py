@@ -11,6 +11,7 @@ takes as long as its disk takes to write it; a CPU needs minutes for billions of
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 import sys
@@ -95,7 +96,9 @@ def make_random_models(
         make_base(models_dir / BASE_ID, size, device, seed, told),
         make_refiner(models_dir / REFINER_ID, size, device, seed + 10, told),
     ]
-    if size == "full" if codeformer is None else codeformer:
+    if codeformer is None:  # without its package the program could not use it either
+        codeformer = size == "full" and importlib.util.find_spec("spandrel_extra_arches") is not None
+    if codeformer:
         made.append(make_codeformer(models_dir / CODEFORMER, device, seed + 20, told).parent)
     return tuple(made)
 
@@ -134,6 +137,7 @@ def make_codeformer(path: Path, device: str, seed: int, told: Callable[[str], No
     path.parent.mkdir(parents=True, exist_ok=True)
     with _building(device, seed, half=False):
         net: torch.nn.Module = CodeFormer()
+        net.position_emb.data.normal_(0, 0.02)  # type: ignore[operator]  # zeros at first, as in no trained file
     save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, path)
     return path
 

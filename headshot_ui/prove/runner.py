@@ -27,29 +27,30 @@ def run_proof(shop: Workshop, plan: ProvePlan, job: JobContext, checks: Sequence
     clock = Clock(job.report)
     bench = Bench(shop, plan, shop.base(plan.base), replace(job, report=clock), clock)
     results: list[Result] = []
+    missing: dict[str, str] = {}  # id → title of what later checks cannot build on
     for number, check in enumerate(checks, start=1):
         clock.prefix = f"{number}/{len(checks)} "
-        results.append(_tried(check, bench, results))
+        results.append(_tried(check, bench, missing))
     return Proof(results, tuple(clock.notes), time.monotonic() - began)
 
 
-def _tried(check: Check, bench: Bench, so_far: Sequence[Result]) -> Result:
-    """One check, metered. A check whose ground is missing is not possible."""
+def _tried(check: Check, bench: Bench, missing: dict[str, str]) -> Result:
+    """One check, metered. A check whose ground is missing is not possible. Adds to ``missing``."""
     meter = bench.job.meter
+    lacking = next((missing[needed] for needed in check.needs if needed in missing), None)
     with meter.stage(check.id):
-        finding = _without_ground(check, so_far) or _found(check, bench)
+        if lacking is not None:
+            finding = not_possible(f"it would say nothing, because this did not hold: {lacking}")
+        else:
+            finding = _found(check, bench)
+    if finding.verdict != "holds" and not finding.leads_on:
+        missing[check.id] = check.title
     use = meter.stages[-1]
     _log.info("%s: %s: %s %s", check.id, finding.verdict, finding.figure, finding.advice)
     return Result(
         check.id, check.title, finding.verdict, finding.figure, finding.advice, finding.measured,
         use.seconds, use.peak_ram_bytes, use.peak_vram_bytes,
     )  # fmt: skip
-
-
-def _without_ground(check: Check, so_far: Sequence[Result]) -> Finding | None:
-    """Holding may be needed of others; one that was left out of this run is not missed."""
-    missing = [result.title for result in so_far if result.id in check.needs and result.verdict != "holds"]
-    return not_possible(f"it would say nothing, because this did not hold: {missing[0]}") if missing else None
 
 
 def _found(check: Check, bench: Bench) -> Finding:

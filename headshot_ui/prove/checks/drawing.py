@@ -98,6 +98,8 @@ def check_likeness(bench: Bench) -> Finding:
     if not before or not after:
         why = next((note for note in bench.clock.notes if "ikeness was not measured" in note), "nobody judged")
         return not_possible(why)
+    if all(picture.likeness is None or picture.likeness.reason for picture in bench.learned.pictures):
+        return not_possible("no picture shows a face that could be judged")
     first, last = sum(before) / len(before), sum(after) / len(after)
     return holds(
         f"{first:.0f} % → {last:.0f} % after {bench.plan.amounts.train_steps} steps",

@@ -13,6 +13,7 @@ from headshot_ui.prove.bench import difference, flaw, pixels
 from headshot_ui.prove.checks.drawing import LEAST_CHANGE, REPORT_IT
 from headshot_ui.prove.findings import Finding, fails, holds, not_possible
 from headshot_ui.specs import RestoreSpec
+from headshot_ui.store import save_png
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: Nobody with photos: nobody judges these pictures, so that none is thrown away for being less alike.
 NOBODY = "prove-nobody"
 PORTRAIT = Path(__file__).parents[1] / "portrait.jpg"
+#: The square that is redrawn reaches beyond the face by at most half its size (measured with the demo people).
+FAR = 0.7
 DRAWN_FACES = Path("demo/held_out")  # under the models folder
 
 
@@ -70,6 +73,7 @@ def check_restoration(bench: Bench) -> Finding:
         return fails(f"{what}: the picture is {found if before.shape == after.shape else 'of another size'}", REPORT_IT)
     inside, outside = _changes(before, after, restored.faces[0].box)
     told = f"{what}: {inside:.1f} levels changed within it, {outside:.2g} far from it"
+    told = " ".join([told, *restored.notes])
     if inside < LEAST_CHANGE or outside:
         return fails(told, REPORT_IT)
     return holds(told, seconds_per_restored_face=made.seconds / restored.repaired)
@@ -94,18 +98,30 @@ def _face(bench: Bench, restorer: Restorer) -> tuple[bool, Path | None]:
     if photographs is not None and not restorer.info.demo:
         return True, PORTRAIT
     drawn = sorted((settings.models_dir / DRAWN_FACES).rglob("*.jpg"))
-    return False, drawn[0] if drawn else None
+    return False, _with_border(drawn[0], settings.outputs_dir / "face.png") if drawn else None
+
+
+def _with_border(source: Path, target: Path) -> Path:
+    """The picture amid a grey border half its size, so that there is something a repair must leave alone."""
+    from PIL import Image
+
+    with Image.open(source) as image:
+        picture = image.convert("RGB")
+    canvas = Image.new("RGB", (2 * picture.width, 2 * picture.height), (128, 128, 128))
+    canvas.paste(picture, (picture.width // 2, picture.height // 2))
+    save_png(target, canvas, {})
+    return target
 
 
 def _changes(before: np.ndarray, after: np.ndarray, box: tuple[float, float, float, float]) -> tuple[float, float]:
-    """(mean change within the box, largest change farther from it than its own size), in levels of 255."""
+    """(mean change within the box, largest change farther from it than ``FAR`` of its size), in levels of 255."""
     import numpy as np
 
     change = np.abs(before.astype(float) - after).max(axis=2)
     height, width = change.shape
     left, top, right, bottom = (round(side) for side in box)
     far = np.ones_like(change, dtype=bool)
-    wide, high = right - left, bottom - top
+    wide, high = round(FAR * (right - left)), round(FAR * (bottom - top))
     far[max(0, top - high) : bottom + high, max(0, left - wide) : right + wide] = False
     inside = change[max(0, top) : min(height, bottom), max(0, left) : min(width, right)]
     return float(inside.mean()), float(change[far].max()) if far.any() else 0.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from headshot_ui.amounts import plan_prepare
 from headshot_ui.engine_runners import run_train
 from headshot_ui.forecast import DOING
-from headshot_ui.prove.findings import Finding, fails, holds
+from headshot_ui.prove.findings import Finding, fails, holds, not_possible
 from headshot_ui.runs import load_run
 from headshot_ui.wording import format_seconds
 
@@ -39,6 +39,8 @@ def check_photos(bench: Bench) -> Finding:
     faces = sum(photo.face is not None for photo in photos)
     used = [photo for photo in photos if photo.verdict != "rejected"]
     kept_out = sum(photo.verdict == "held_out" for photo in used)
+    if used and not faces:
+        return not_possible(f"nothing looked for faces; {len(used)} pictures to learn from", leads_on=True)
     told = f"{len(photos)} photos, a face in {faces}; {len(used) - kept_out} to learn from, {kept_out} kept out"
     if 2 * len(used) < len(photos):
         reasons = " ".join(sorted({photo.reason for photo in photos if photo.reason})[:2])
