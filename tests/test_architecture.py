@@ -68,7 +68,7 @@ FORBIDDEN = {
     "likeness": ("jobs", "runs", "residency"),
     "residency": ("jobs", "runs", "families", "recognisers", "likeness"),
     "dataset": ("training", "generation", "restoration"),
-    "downloads": ("training", "generation", "dataset", "families", "recognisers", "residency", "runs", "jobs"),
+    "downloads": ("training", "generation", "dataset", "families", "recognisers", "residency", "runs"),
     "restoration": ("training", "generation", "families", "recognisers", "residency", "runs"),
     "ui": ("families", "recognisers", "residency", "training"),
     "engine": ("sheet",),

@@ -28,11 +28,10 @@ class ModelsPanel:
     installed: gr.HTML  # shows nothing; its value changes when models were downloaded or removed
 
 
-def layout(live: Live, settings: Settings) -> ModelsPanel:
-    """Closed at first."""
+def layout() -> ModelsPanel:
+    """Closed at first; the first refresh fills it."""
     with gr.Accordion("Models", open=False, elem_id="models") as box:
-        rows = safe_html(models_view.panel_value(live, settings), html_template=templates.MODELS, js_on_load=BUTTONS,
-                         elem_id="model-rows")  # fmt: skip
+        rows = safe_html({"rows": []}, html_template=templates.MODELS, js_on_load=BUTTONS, elem_id="model-rows")
     # Not a gr.State: a change of one by a timer's answer starts no event (gradio 6.31).
     installed = safe_html({"mark": ""}, html_template=templates.MARK, elem_id="installed", elem_classes="hs-hidden")
     return ModelsPanel(box, rows, installed)

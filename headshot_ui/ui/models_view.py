@@ -87,7 +87,7 @@ def panel_value(live: Live, settings: Settings, asked: Asked | None = None) -> d
 
 def _busy(live: Live) -> dict[str, str]:
     """Entry → what is being done with it."""
-    busy = {}
+    busy: dict[str, str] = {}
     for job in live.unfinished():
         spec = live.spec_of(job)
         if isinstance(spec, DownloadSpec):

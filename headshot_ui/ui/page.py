@@ -73,7 +73,7 @@ def _layout(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live,
         row = people.picker_layout(store.people())
     picker = people.layout(store.people(), row)
     bar = safe_html({"shown": False}, html_template=templates.BAR, js_on_load=BUTTONS, elem_id="bar")
-    models = models_panel.layout(live, settings)
+    models = models_panel.layout()
     timer, idle = gr.Timer(BUSY_S, active=False), gr.Timer(IDLE_S)
     seen, nudge, lora, to_restore = gr.State(Seen()), gr.State(0.0), gr.State(), gr.State()
     stored_person = gr.BrowserState("", storage_key=STORED_PERSON, secret=STORED_WITH)
