@@ -10,6 +10,7 @@ from headshot_ui.errors import HeadshotError, ModelError
 from headshot_ui.forecast import likely_device
 from headshot_ui.prove.random_models import RANDOM_IDS
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
+from headshot_ui.training.plan import WARMUP_STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,11 @@ class Amounts:
     fixed_items: int  # photos, and of each …
     fixed_draws: int  # … noises and timesteps over which the loss is measured before and after
     latent_steps: int  # sampling steps where latents are compared bit by bit
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the training ends before its learning rate has risen, so that little can be asked of it."""
+        return self.train_steps < WARMUP_STEPS
 
 
 #: Measured: ten minutes on a card of 12 GB with SDXL, 80 seconds with the demo on two CPU cores, and a full-size model

@@ -189,8 +189,9 @@ def _write(
     from headshot_ui.families.sdxl_parts.load import quiet
 
     config = json.loads((PUBLISHED / model / part / "config.json").read_text("utf-8"))
-    with quiet(), _building(device, seed):
-        module = make({**config, **differences})
+    with quiet():
+        with _building(device, seed):
+            module = make({**config, **differences})
         module.half().save_pretrained(folder / part)
     del module
     give_back()

@@ -13,6 +13,8 @@ from headshot_ui.logs import is_out_of_memory
 from headshot_ui.prove.bench import Bench, Clock
 from headshot_ui.prove.checks import ALL
 from headshot_ui.prove.findings import Check, Finding, Proof, Result, fails, not_possible
+from headshot_ui.prove.pace import seconds_left
+from headshot_ui.wording import format_seconds
 
 if TYPE_CHECKING:
     from headshot_ui.prove.plan import ProvePlan
@@ -29,7 +31,9 @@ def run_proof(shop: Workshop, plan: ProvePlan, job: JobContext, checks: Sequence
     results: list[Result] = []
     missing: dict[str, str] = {}  # id → title of what later checks cannot build on
     for number, check in enumerate(checks, start=1):
-        clock.prefix = f"{number}/{len(checks)} "
+        left = seconds_left(checks, number - 1, time.monotonic() - began, plan.amounts, bench.info.defaults.batch_size)
+        to_go = "" if left is None else f" ({format_seconds(left)} to go)"
+        clock.prefix = f"{number}/{len(checks)}{to_go} "
         results.append(_tried(check, bench, missing))
     return Proof(results, tuple(clock.notes), time.monotonic() - began)
 

@@ -67,13 +67,13 @@ def grey_pictures(spec: PrepareSpec, store: Any, *_: Any) -> Dataset:
 def prove(settings: Settings) -> Callable[..., Proven]:
     """Run the checks of these ids on the tiny base, with some parts of the program replaced: id → result."""
 
-    def run(*ids: str, settings: Settings = settings, base: str = "tiny-sdxl", **parts: Any) -> Proven:
+    def run(*ids: str, settings: Settings = settings, steps: int = 12, **parts: Any) -> Proven:
         def broken() -> Parts:
             return replace(real_parts(), **{"prepare": grey_pictures, "load_recogniser": lambda *_: None, **parts})
 
         checks = [check for check in ALL if check.id in ids]
         assert len(checks) == len(ids)
-        plan = ProvePlan(base, ("photos",), False, Amounts(12, 1, 4, 4, 2, 2))
+        plan = ProvePlan("tiny-sdxl", ("photos",), False, Amounts(steps, 1, 4, 4, 2, 2))
         with Engine(settings, broken) as engine:
             last = engine.submit_task(Task("prove", "Trying", partial(run_proof, checks=checks)), plan, PERSON).wait(
                 300

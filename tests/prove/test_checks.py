@@ -50,6 +50,12 @@ def test_what_this_computer_or_model_cannot_show_is_not_said_to_hold(prove: Prov
     assert "graphics card" in results["swap"].figure
 
 
+def test_too_few_steps_are_not_held_against_the_loss(prove: Prove) -> None:
+    results = prove(*LEARNED, "loss", "lora", steps=2)
+    assert (results["loss"].verdict, results["lora"].verdict) == ("not possible", "holds")
+    assert "--steps" in results["loss"].figure
+
+
 # --- files --------------------------------------------------------------------------------------------
 @pytest.fixture
 def copied(settings: Settings, tmp_path: Path) -> tuple[Settings, Path]:

@@ -66,6 +66,8 @@ def check_loss(bench: Bench) -> Finding:
 
     The loss shown while training swings with its random timesteps far more than a short training moves it.
     """
+    if bench.plan.amounts.warming_up:
+        return not_possible(f"{bench.plan.amounts.train_steps} steps are too few to move it: use more with --steps")
     with bench.shop.loaded(bench.info) as loaded:
         loaded.keep(frozenset({"denoiser"}))
         loaded.use_loras([(bench.lora, 1.0)])

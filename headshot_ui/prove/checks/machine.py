@@ -107,7 +107,7 @@ def check_device(bench: Bench) -> Finding:
     dtype: torch.dtype = getattr(torch, settings.dtype)
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(512, 512, generator=generator).to(settings.device, dtype) for _ in range(2))
-    exact = left.double().cpu() @ right.double().cpu()
+    exact = left.cpu().double() @ right.cpu().double()  # Apple's GPU has no float64
     found, again = (left @ right).cpu(), (left @ right).cpu()
     error = float((found.double() - exact).norm() / exact.norm())
     told = f"{settings.device}, {settings.dtype}: a product of matrices is off by {error:.1e}"
