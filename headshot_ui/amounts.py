@@ -8,6 +8,7 @@ the square root of its parameters, which is about its width, and twice as much f
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -231,6 +232,7 @@ class _BaseParts:
     vae: int
     denoiser: int
     item_bytes: int  # of one number in memory
+    vae_item_bytes: int
 
     @classmethod
     def of(cls, info: BaseInfo, known: Known) -> _BaseParts:
@@ -246,21 +248,32 @@ class _BaseParts:
                 vae += size
             else:
                 denoiser += size
-        return cls(text, vae, denoiser, 4 if known.dtype == "float32" else 2)
+        item = 4 if known.dtype == "float32" else 2
+        wide = item == 2 and _computes_in_float32(folder / "vae" / "config.json")
+        return cls(text, 2 * vae if wide else vae, denoiser, item, 4 if wide else item)
 
     def denoiser_working(self, bytes_per_pixel: float, pixels: int) -> int:
-        return self._working(self.denoiser, SDXL_DENOISER_PARAMETERS, bytes_per_pixel * pixels)
+        return _working(self.denoiser, SDXL_DENOISER_PARAMETERS, self.item_bytes, bytes_per_pixel * pixels)
 
     def vae_working(self, bytes_per_pixel: float, pixels: int) -> int:
-        return self._working(self.vae, SDXL_VAE_PARAMETERS, bytes_per_pixel * pixels)
+        return _working(self.vae, SDXL_VAE_PARAMETERS, self.vae_item_bytes, bytes_per_pixel * pixels)
 
-    def _working(self, weights: int, sdxl_parameters: float, of_sdxl: float) -> int:
-        width = math.sqrt(weights / self.item_bytes / sdxl_parameters)
-        return int(of_sdxl * width * self.item_bytes / 2)
+
+def _working(weights: int, sdxl_parameters: float, item_bytes: int, of_sdxl: float) -> int:
+    width = math.sqrt(weights / item_bytes / sdxl_parameters)
+    return int(of_sdxl * width * item_bytes / 2)
+
+
+def _computes_in_float32(vae_config: Path) -> bool:
+    """Whether a VAE asks for float32 beside a denoiser in 16 bit, as SDXL's own does."""
+    try:
+        return bool(json.loads(vae_config.read_text(encoding="utf-8")).get("force_upcast", True))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def lora_bytes(folder: Path, rank: int) -> int:
-    """Bytes in float32 of a LoRA of that rank on every attention matrix of the denoiser in ``folder``."""
+    """Bytes in float32 of a LoRA of that rank on every attention and feed-forward matrix of ``folder``'s denoiser."""
     return 4 * rank * sum(sum(shape) for shape in _lora_shapes(folder))
 
 
@@ -276,10 +289,15 @@ def _lora_shapes(folder: Path) -> list[tuple[int, ...]]:
     return [
         tuple(tensor.shape)
         for path in sorted(folder.glob("*/*.safetensors"))
-        if not path.parent.name.startswith(("text_encoder", "vae")) and ".fp16." not in path.name
+        if not path.parent.name.startswith(("text_encoder", "vae")) and not _is_double(path)
         for tensor in read_header(path)
-        if len(tensor.shape) == 2 and ".attn" in tensor.name and ".to_" in tensor.name
+        if len(tensor.shape) == 2 and (".attn" in tensor.name and ".to_" in tensor.name or ".ff.net." in tensor.name)
     ]
+
+
+def _is_double(path: Path) -> bool:
+    """Whether the same weights lie beside it under the plain name."""
+    return ".fp16." in path.name and path.with_name(path.name.replace(".fp16.", ".")).is_file()
 
 
 def _faces(known: Known) -> tuple[Turn, ...]:

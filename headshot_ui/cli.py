@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None, make_engine: Callable[[Settings], En
     # worse: one pass of the demo's UNet took 0.30 s on two idle cores, against 0.18 s with this many rounds.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+    # Also before torch loads. Parts of many sizes come and go on the card; without this a small one is full of holes
+    # that nothing fits into. Windows has no such segments.
+    if sys.platform == "linux":
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for stream in (sys.stdout, sys.stderr):  # a console that cannot show a letter shows "?" instead of failing
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -111,6 +115,7 @@ def _shared_options() -> argparse.ArgumentParser:
     group = shared.add_argument_group("this computer")
     group.add_argument("--device", choices=DEVICES, help="what to compute on (default: auto, the best there is)")
     group.add_argument("--vram-limit", metavar="SIZE", help="most GPU memory to use, such as 8GB (default: all)")
+    group.add_argument("--ram-limit", metavar="SIZE", help="most main memory to use, such as 12GB (default: all)")
     group.add_argument("--models", metavar="FOLDER", help="folder of the base models (default: models)")
     group.add_argument("--outputs", metavar="FOLDER", help="folder for everything made (default: outputs)")
     return shared
@@ -120,6 +125,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {
         "device": getattr(args, "device", None),
         "vram_limit": getattr(args, "vram_limit", None),
+        "ram_limit": getattr(args, "ram_limit", None),
         "models_dir": getattr(args, "models", None),
         "outputs_dir": getattr(args, "outputs", None),
     }

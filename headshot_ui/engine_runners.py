@@ -71,6 +71,7 @@ def run_train(shop: Workshop, spec: TrainSpec, job: JobContext) -> TrainResult:
     """Dataset → LoRA."""
     info = shop.base(spec.base)
     dataset = shop.parts.load_dataset(shop.store.dataset_dir(spec.person))
+    spec = shop.settled(spec)
     with _stage(shop, spec, plan_train(spec, shop.known), job), shop.loaded(info) as loaded:
         return shop.parts.train(spec, shop.store, loaded, dataset, job.report)
 

@@ -114,7 +114,7 @@ class TrainSpec(Spec):
     learning_rate: float | None = None
     batch_size: int | None = None
     gradient_accumulation: int | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None  # None: where the memory needs it
     min_snr_gamma: float | None = None
     caption_dropout: float | None = None
     prior_preservation: bool = False

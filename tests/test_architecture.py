@@ -55,6 +55,7 @@ LAYERS = {
     "engine_runners": 4,
     "engine": 4,
     "sheet": 4,
+    "prove": 4,
     "commands": 5,
     "cli": 5,
     "ui": 5,

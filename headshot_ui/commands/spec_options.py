@@ -36,7 +36,7 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "learning_rate": "how far each step goes",
         "batch_size": "photos per step",
         "gradient_accumulation": "batches added up before each step: a larger batch in the same memory",
-        "gradient_checkpointing": "use less memory and more time",
+        "gradient_checkpointing": "use less memory and more time (default: where the memory needs it)",
         "min_snr_gamma": "cap on the weight of nearly noiseless steps",
         "caption_dropout": "share of steps trained without a caption",
         "prior_preservation": "also train on generated pictures of other people, against forgetting them",
@@ -118,7 +118,7 @@ def add_spec_options(
         default = given.get(field.name, None if required else field.default)
         text = HELP[spec][field.name] + _default_text(field.name, default, required)
         flag = "--" + name.replace("_", "-")
-        if hints[field.name] is bool:
+        if bool in _members(hints[field.name]):
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=default, help=text)
             continue
         more: dict[str, Any] = {"nargs": "+"} if _is_tuple(hints[field.name]) else {}

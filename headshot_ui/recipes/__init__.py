@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 DEFAULT = "default"  # says nothing, so that the base model's own settings count
 _SHIPPED = Path(__file__).resolve().parent
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-#: Fields that may be None and are no matter of a recipe: which run, file or model, and what is kept.
-_NEVER = frozenset({"recipe", "run", "lora", "keep_best", "refine", "refiner", "refiner_switch", "refiner_strength"})
+#: Fields that may be None and are no matter of a recipe: which run, file or model, what is kept, what the memory needs.
+_NEVER = frozenset({"recipe", "run", "lora", "keep_best", "gradient_checkpointing",
+                    "refine", "refiner", "refiner_switch", "refiner_strength"})  # fmt: skip
 
 Value = bool | int | float | str
 Request = TypeVar("Request", TrainSpec, GenerateSpec)

@@ -55,7 +55,10 @@ def resolve(spec: TrainSpec, info: BaseInfo, recipes: Mapping[str, Recipe]) -> T
 
 
 def complete(spec: TrainSpec, info: BaseInfo) -> TrainSpec:
-    """``resolve`` without a recipe: for a run that was begun, whose spec has all that its recipe said."""
+    """``resolve`` without a recipe: for a run that was begun, whose spec has all that its recipe said.
+
+    Gradient checkpointing is off unless asked for; what the memory needs is asked for by ``forecast.settled``.
+    """
     defaults = info.defaults
     rank = spec.rank or defaults.rank
     if spec.size_px is not None and spec.size_px > info.size_px:
@@ -71,6 +74,7 @@ def complete(spec: TrainSpec, info: BaseInfo) -> TrainSpec:
         rank=rank,
         alpha=float(rank) if spec.alpha is None else spec.alpha,
         learning_rate=spec.learning_rate or defaults.learning_rate,
+        gradient_checkpointing=bool(spec.gradient_checkpointing),  # see forecast.settled
         batch_size=spec.batch_size or defaults.batch_size,
         min_snr_gamma=defaults.min_snr_gamma if spec.min_snr_gamma is None else spec.min_snr_gamma,
         checkpoint_every=spec.checkpoint_every or defaults.checkpoint_every,

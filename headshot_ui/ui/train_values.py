@@ -91,7 +91,7 @@ def train_request(
     given: dict[str, Any] = {}
     for field, value in zip(fields(), values, strict=True):
         if field.kind is bool:
-            given[field.name] = bool(value)
+            given[field.name] = bool(value) or field.default  # unticked: off, or decided by the memory
         elif value is not None and str(value).strip():
             given[field.name] = _number(field, str(value))
     if defaults is not None and "steps" not in given and length != "normal":
