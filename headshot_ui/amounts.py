@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import HeadshotError
 from headshot_ui.memory import files_bytes, read_header
-from headshot_ui.runs import find_run
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
 from headshot_ui.store import Store
 
@@ -121,6 +120,7 @@ def plan_train(spec: TrainSpec, known: Known) -> StagePlan:
 def _resolved_training(spec: TrainSpec, info: BaseInfo, known: Known) -> TrainSpec:
     """The request as it will run; that of a run that goes on is the run's own. Raises SpecError."""
     from headshot_ui.recipes import load_recipes
+    from headshot_ui.runs import find_run
     from headshot_ui.training.plan import complete, resolve
 
     if spec.run:

@@ -8,6 +8,7 @@ arXiv 2110.02861). It is imported only when a run asks for it.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,8 @@ def make_optimizer(name: str, parameters: Sequence[torch.nn.Parameter], learning
     import torch
 
     if name == ADAMW_8BIT:
+        if sys.modules.get("bitsandbytes", torch) is None:  # families/sdxl_parts keeps other libraries from loading it
+            del sys.modules["bitsandbytes"]
         with _quietly():
             from bitsandbytes.optim import AdamW8bit
         made: torch.optim.Optimizer = AdamW8bit(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)

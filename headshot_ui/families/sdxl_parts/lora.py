@@ -14,7 +14,6 @@ import torch
 from headshot_ui.errors import ModelError
 from headshot_ui.families.sdxl_parts.load import quiet
 from headshot_ui.families.sdxl_parts.lora_file import LoraFile, read_lora_file
-from headshot_ui.families.sdxl_parts.peft_imports import spare_bitsandbytes
 
 TRAINED = "subject"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -28,7 +27,6 @@ def add_trainable(unet: Any, rank: int, alpha: float, seed: int) -> list[torch.n
     """
     from peft import LoraConfig
 
-    spare_bitsandbytes()
     remove_all(unet)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS), init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]), quiet():
@@ -95,7 +93,6 @@ def use(unet: Any, loras: Sequence[tuple[Path, float]], family: str) -> None:
 
 
 def _load(unet: Any, name: str, file: LoraFile) -> None:
-    spare_bitsandbytes()
     unet.load_lora_adapter(
         dict(file.state),
         prefix=PREFIX.rstrip("."),
