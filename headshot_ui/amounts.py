@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.memory import files_bytes, read_header
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.store import Store
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo
@@ -98,32 +99,47 @@ def plan_prepare(spec: PrepareSpec, known: Known) -> StagePlan:
 
 def plan_train(spec: TrainSpec, known: Known) -> StagePlan:
     """Dataset → LoRA."""
-    from headshot_ui.training.plan import resolve
+    from headshot_ui.training.plan import plan_of
 
     info = known.parts.find_base(spec.base, known.settings)
-    full = resolve(spec, info.defaults)
-    assert full.steps is not None and full.batch_size is not None and full.rank is not None  # resolved
+    full = plan_of(_resolved_training(spec, info, known))
     base = _BaseParts.of(info, known)
-    lora = lora_bytes(info.folder, full.rank)
+    lora, moments = lora_bytes(info.folder, full.rank), moments_bytes(info.folder, full.rank, full.optimizer)
     rate = LEARNING_CHECKPOINTED if full.gradient_checkpointing else LEARNING
-    pixels = info.size_px**2
+    pixels = full.size_px**2
     turns = (
         Turn("text encoders", base.text, 0),
         Turn("VAE", base.vae, base.vae_working(ENCODING, pixels)),
         Turn("denoiser", base.denoiser,
-             base.denoiser_working(rate, pixels * full.batch_size) + 4 * lora),  # weights, gradients, two moments
+             base.denoiser_working(rate, pixels * full.batch_size) + 2 * lora + moments),  # weights and gradients
     )  # fmt: skip
     checkpointed = " checkpointed" if full.gradient_checkpointing else ""
-    size = f"{info.size_px}x{info.size_px} batch {full.batch_size}{checkpointed}"
+    size = f"{full.size_px}x{full.size_px} batch {full.batch_size}{checkpointed}"
     units = 0 if spec.run else full.steps * full.batch_size * full.gradient_accumulation
-    return StagePlan("train", info.id, size, units, turns, lora * (3 * CHECKPOINTS + 1))
+    return StagePlan("train", info.id, size, units, turns, lora * (CHECKPOINTS + 1) + moments * CHECKPOINTS)
+
+
+def _resolved_training(spec: TrainSpec, info: BaseInfo, known: Known) -> TrainSpec:
+    """The request as it will run; that of a run that goes on is the run's own. Raises SpecError."""
+    from headshot_ui.recipes import load_recipes
+    from headshot_ui.runs import find_run
+    from headshot_ui.training.plan import complete, resolve
+
+    if spec.run:
+        with suppress(HeadshotError):  # told when it is gone on with
+            begun = find_run(Store(known.settings), spec.person, spec.run).spec
+            checkpointing = spec.gradient_checkpointing or begun.gradient_checkpointing
+            return complete(replace(begun, steps=spec.steps or begun.steps, gradient_checkpointing=checkpointing), info)
+    return resolve(spec, info, load_recipes(known.settings))
 
 
 def plan_generate(spec: GenerateSpec, known: Known, name: str = "generate") -> StagePlan:
     """Presets × seeds → pictures."""
     from headshot_ui.generation.plan import batch_size
+    from headshot_ui.recipes import load_recipes, with_recipe
 
     info = known.parts.find_base(spec.base, known.settings)
+    spec = with_recipe(spec, info, load_recipes(known.settings))
     sizes = _picture_sizes(spec, info, known)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     at_once = min(batch_size(known.device, width, height, known.settings.vram_limit_bytes), len(sizes))
@@ -260,14 +276,25 @@ def _computes_in_float32(vae_config: Path) -> bool:
 
 def lora_bytes(folder: Path, rank: int) -> int:
     """Bytes in float32 of a LoRA of that rank on every attention and feed-forward matrix of ``folder``'s denoiser."""
-    shapes = (
-        tensor.shape
+    return 4 * rank * sum(sum(shape) for shape in _lora_shapes(folder))
+
+
+def moments_bytes(folder: Path, rank: int, optimizer: str) -> int:
+    """Bytes of the two moments of every number of such a LoRA."""
+    from headshot_ui.training.optimizers import moment_bytes
+
+    return sum(moment_bytes(rank * side, optimizer) for shape in _lora_shapes(folder) for side in shape)
+
+
+def _lora_shapes(folder: Path) -> list[tuple[int, ...]]:
+    """(rows, columns) of the matrices that get a LoRA."""
+    return [
+        tuple(tensor.shape)
         for path in sorted(folder.glob("*/*.safetensors"))
         if not path.parent.name.startswith(("text_encoder", "vae")) and not _is_double(path)
         for tensor in read_header(path)
         if len(tensor.shape) == 2 and (".attn" in tensor.name and ".to_" in tensor.name or ".ff.net." in tensor.name)
-    )
-    return 4 * rank * sum(rows + columns for rows, columns in shapes)
+    ]
 
 
 def _is_double(path: Path) -> bool:

@@ -152,6 +152,7 @@ def run_headshots(shop: Workshop, spec: HeadshotsSpec, job: JobContext) -> Heads
     """Photos → dataset → LoRA → pictures without and with it → ranked headshots → the best restored and exported."""
     info = shop.base(spec.generate.base)
     shop.parts.check_request(replace(spec.generate, lora=None), shop.store, info)  # words and looks, before training
+    plan_train(spec.train, shop.known)  # and its recipe and size
     dataset = run_prepare(shop, spec.prepare, job)
     trained = run_train(shop, spec.train, job)
     run_dir = Path(trained.run_dir)

@@ -26,9 +26,10 @@ EXAMPLES = """examples:
   headshots ~/Pictures/me --person anna
   headshots ~/Pictures/me --person anna --restore-best 8 --export-best 3
   headshots ~/Pictures/me --person anna --plan              what it would take
+  headshots ~/Pictures/me --person anna --base sdxl --recipe original
   headshots album.zip --person anna --count 8 --keep-best 12 --json"""
 
-_SHARED = frozenset({"person", "base", "seed"})
+_SHARED = frozenset({"person", "base", "seed", "recipe"})
 _PARTS = frozenset({"prepare", "train", "generate"})
 _TRAIN_NAMES = {"steps": "train_steps"}
 _GENERATE_NAMES = {"steps": "sampling_steps"}
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", help=HELP[PrepareSpec]["photos"])
     add_spec_options(parser, PrepareSpec, skip=frozenset({"photos"}), defaults={"base": DEFAULT_BASE})
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same training and pictures")
+    parser.add_argument("--recipe", metavar="TEXT", help=HELP[TrainSpec]["recipe"])
     add_spec_options(parser.add_argument_group("training"), TrainSpec, _SHARED | {"run"}, _TRAIN_NAMES)
     add_spec_options(parser.add_argument_group("pictures"), GenerateSpec, _SHARED | {"lora"}, _GENERATE_NAMES)
     add_spec_options(parser.add_argument_group("the best of them"), HeadshotsSpec, _PARTS)

@@ -18,11 +18,11 @@ from headshot_ui.errors import HeadshotError
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.training.cache import Embeds, Item, make_batch
 from headshot_ui.training.checkpoint import Checkpoint
+from headshot_ui.training.optimizers import fitting_state, make_optimizer
 from headshot_ui.training.order import PhotoOrder
 from headshot_ui.training.plan import Plan, learning_rate_at
 
-WEIGHT_DECAY = 1e-4  # this and the next as in the published recipe
-MAX_GRADIENT_NORM = 1.0
+MAX_GRADIENT_NORM = 1.0  # as in the published recipe
 SMOOTHED_OVER = 25
 #: Overflowing attempts in a row after which training has come apart: the scale has then gone from 2^16 to below 1/16.
 MOST_SKIPPED = 20
@@ -56,7 +56,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(plan.seed)
         parameters = loaded.add_trainable_lora(plan.rank, plan.alpha, plan.seed)
         loaded.checkpoint_gradients(plan.gradient_checkpointing)
-        optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+        optimizer = make_optimizer(plan.optimizer, parameters, plan.learning_rate)
         order = PhotoOrder([item.shape for item in photos], generator)
         count = min(len(items) for items in class_items.values()) if class_items else 0
         class_order = PhotoOrder([0] * count, generator) if count else None
@@ -141,7 +141,7 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a captured state, exactly."""
         self.loaded.set_trainable_lora_state(checkpoint.lora)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.optimizer.load_state_dict(fitting_state(self.optimizer, checkpoint.optimizer))
         if checkpoint.scaler:  # none where the run began in another number format, or before there was one
             self.scaler.load_state_dict(dict(checkpoint.scaler))
         self.generator.set_state(checkpoint.generator)

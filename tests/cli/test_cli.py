@@ -18,6 +18,7 @@ import pytest
 from headshot_ui.cli import COMMANDS, build_parser
 from headshot_ui.commands.spec_options import HELP, build_spec
 from headshot_ui.errors import HeadshotError
+from headshot_ui.recipes import load_recipes
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, Spec, TrainSpec
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,25 @@ def test_headshots_keeps_training_and_sampling_steps_apart(command):
     assert spec.prepare == PrepareSpec("anna", ("a.jpg", "b.jpg"), "demo-sdxl")
     assert (spec.train.steps, spec.train.seed, spec.generate.steps, spec.generate.seed) == (9, 3, 4, 3)
     assert spec.generate.lora == "latest"
+
+
+def test_a_recipe_is_asked_for_once_and_counts_for_training_and_pictures(command):
+    done = command("headshots", "a.jpg", "--person", "anna", "--recipe", "original", "--rank", "8")
+    (spec,) = done.engines[0].submitted
+    assert (spec.train.recipe, spec.generate.recipe, spec.train.rank) == ("original", "original", 8)
+    assert (spec.train.gradient_accumulation, spec.generate.steps) == (None, None), "left to the recipe"
+    (spec,) = command("train", "--person", "anna", "--recipe", "quick", "--size-px", "512").engines[0].submitted
+    assert spec == TrainSpec("anna", "demo-sdxl", recipe="quick", size_px=512)
+    (spec,) = command("generate", "--person", "anna", "--recipe", "original").engines[0].submitted
+    assert spec.recipe == "original"
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "headshots"])
+def test_help_says_what_recipes_there_are(name, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--recipe TEXT" in shown and all(recipe in shown for recipe in load_recipes())
 
 
 def test_headshots_says_how_many_of_the_best_are_restored_and_exported(command):
