@@ -59,7 +59,7 @@ def test_every_command_line_is_one_that_the_program_understands(start):
     session.run("models", PROVE=True)
     session.uploads += [PHOTOS[:2]]
     session.run("photos")
-    session.run("headshots", MORE="--presets navy-suit")
+    session.run("headshots", MORE="--presets navy-suit --recipe original")
     run = session.names["OUTPUTS"] / "people" / "anna" / "runs" / "2026-01-31_12-00-00"
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"state": "interrupted"}))

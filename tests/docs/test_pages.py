@@ -76,6 +76,18 @@ def test_the_sizes_of_downloads_are_those_of_the_catalogue():
     assert f"# {least - sizes['sdxl-vae-fp16-fix']:.0f} GB, checked" in readme
 
 
+def test_the_recipes_are_told_as_they_are():
+    from headshot_ui.recipes import load_recipes
+
+    guide = (ROOT / "docs" / "USER_GUIDE.md").read_text("utf-8")
+    for name, recipe in load_recipes().items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", guide, re.M)
+        told = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", row)}
+        wanted = {recipe.train.get(field) for field in ("steps", "rank", "size_px")}
+        wanted |= {recipe.generate.get(field) for field in ("steps", "guidance_scale")}
+        assert wanted - {None} <= told, name
+
+
 def _all_options(parser: argparse.ArgumentParser) -> set[str]:
     found = set()
     for action in parser._actions:
