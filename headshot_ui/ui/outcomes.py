@@ -38,6 +38,8 @@ def outcome_of(now: Snapshot) -> Outcome:
     if now.state == "cancelled":
         return Outcome("Cancelled; what was finished is kept.", "", tab)
     text, folder = _TOLD.get(now.kind, _anything)(now.result)
+    if now.kind == "download":  # what was moved aside, or could not be checked against anything published
+        text = " ".join([text, *now.notes])
     return Outcome(text, str(folder) if folder else "", tab)
 
 

@@ -34,6 +34,7 @@ class World:
     commit: str | None = COMMIT  # None: no hub at all
     gate: threading.Event = field(default_factory=threading.Event)  # cleared: answers stop after 1 MB until it is set
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # (method, path, Range)
+    shown_tokens: list[tuple[str, str]] = field(default_factory=list)  # ("names" or "cdn", Authorization)
     sent_bytes: int = 0
     address: str = ""
     cdn: str = ""
@@ -76,6 +77,7 @@ class _Names(_Quiet):
     def answer(self, whole: bool) -> None:
         world, path = self.world, self.path
         world.asked.append((self.command, path, self.headers.get("Range", "")))
+        world.shown_tokens.append(("names", self.headers.get("Authorization", "")))
         if path in world.status:
             code, word = world.status[path]
             self.say(code, {"X-Error-Code": word} if word else {}, whole=whole)
@@ -104,6 +106,7 @@ class _Bytes(_Quiet):
         world, path = self.world, self.path
         asked = self.headers.get("Range", "")
         world.asked.append((self.command, f"cdn{path}", asked))
+        world.shown_tokens.append(("cdn", self.headers.get("Authorization", "")))
         if not whole and not world.heads:
             self.say(405, {}, whole=False)
             return

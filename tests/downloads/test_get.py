@@ -211,6 +211,16 @@ def test_a_mirror_without_head_serves_too(place: Place) -> None:
     assert place.whole("net/net.pth", NETWORK)
 
 
+def test_a_token_is_shown_to_the_hub_and_to_nobody_else(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    place.get("base", "net")
+    tokens = set(place.world.shown_tokens)
+    assert ("names", "Bearer hf_secret") in tokens and ("cdn", "") in tokens
+    assert ("cdn", "Bearer hf_secret") not in tokens
+    release = [told for told, asked in zip(place.world.shown_tokens, place.world.asked, strict=True) if NET in asked[1]]
+    assert release and all(token == "" for _, token in release)
+
+
 # --- failures told apart ----------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("status", "code", "words"),

@@ -85,6 +85,15 @@ def test_a_failed_download_is_told_in_the_bar_and_goes_on_later(live: Live, plac
     assert half["state_words"] == "Unfinished" and half["get"] == "Go on" and " of 2.0 MB" in half["size"]
 
 
+def test_what_was_moved_aside_is_said_in_the_bar(live: Live, place: Place) -> None:
+    place.path("net").mkdir(parents=True)
+    place.path("net/net.pth").write_bytes(b"half")
+    press(live, place.settings, "get", "net")
+    assert ended(live) == "done"
+    told = live.bar()["finished"][0]["text"]
+    assert told.startswith("2.0 MB downloaded and checked.") and "it is kept as net.pth.replaced." in told
+
+
 def test_a_licence_is_shown_first_and_accepted_with_a_press(live: Live, place: Place) -> None:
     asked = press(live, place.settings, "get", "codeformer")
     shown = row(live, place, "codeformer", asked)
