@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui import __version__
-from headshot_ui.commands import demo, doctor, export, generate, headshots, models, page, prepare, restore, train
+from headshot_ui.commands import demo, doctor, export, generate, headshots, models, page, prepare, prove, restore, train
 from headshot_ui.commands.job_runner import Context, PlanShown
 from headshot_ui.commands.shared_options import shared_options
 from headshot_ui.errors import Cancelled, HeadshotError, SetupError, SpecError
@@ -23,8 +23,8 @@ from headshot_ui.settings import Settings
 if TYPE_CHECKING:
     from headshot_ui.engine import Engine
 
-COMMANDS = (demo, headshots, prepare, train, generate, restore, export, models, doctor)
-LONG_COMMANDS = (demo, headshots, train, generate, restore)  # those with --plan
+COMMANDS = (demo, headshots, prepare, train, generate, restore, export, models, prove, doctor)
+LONG_COMMANDS = (demo, headshots, train, generate, restore, prove)  # those with --plan
 _ABOUT = "Train a LoRA on about twelve photos of yourself and make professional headshots, on your own computer."
 _EPILOG = """Without a command the page opens in your browser.
 
@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None, make_engine: Callable[[Settings], En
     # worse: one pass of the demo's UNet took 0.30 s on two idle cores, against 0.18 s with this many rounds.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+    # Also before torch loads. Parts of many sizes come and go on the card; without this a small one is full of holes
+    # that nothing fits into. Windows has no such segments.
+    if sys.platform == "linux":
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for stream in (sys.stdout, sys.stderr):  # a console that cannot show a letter shows "?" instead of failing
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -111,6 +115,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {
         "device": getattr(args, "device", None),
         "vram_limit": getattr(args, "vram_limit", None),
+        "ram_limit": getattr(args, "ram_limit", None),
         "models_dir": getattr(args, "models", None),
         "outputs_dir": getattr(args, "outputs", None),
     }

@@ -81,6 +81,7 @@ def run_train(shop: Workshop, spec: TrainSpec, job: JobContext) -> TrainResult:
     """Dataset → LoRA."""
     info = shop.base(spec.base)
     dataset = shop.parts.load_dataset(shop.store.dataset_dir(spec.person))
+    spec = shop.settled(spec)
     with _stage(shop, spec, plan_train(spec, shop.known), job), shop.loaded(info) as loaded:
         return shop.parts.train(spec, shop.store, loaded, dataset, job.report)
 
@@ -151,6 +152,7 @@ def run_headshots(shop: Workshop, spec: HeadshotsSpec, job: JobContext) -> Heads
     """Photos → dataset → LoRA → pictures without and with it → ranked headshots → the best restored and exported."""
     info = shop.base(spec.generate.base)
     shop.parts.check_request(replace(spec.generate, lora=None), shop.store, info)  # words and looks, before training
+    plan_train(spec.train, shop.known)  # and its recipe and size
     dataset = run_prepare(shop, spec.prepare, job)
     trained = run_train(shop, spec.train, job)
     run_dir = Path(trained.run_dir)

@@ -134,13 +134,17 @@ def _broken_off(store: Store, person: str, began: str) -> Run | None:
 
 
 def run_job(engine: Engine, spec: Spec, stream: TextIO) -> Any:
-    """The result of ``spec``, with progress on ``stream``.
+    """The result of ``spec``, with progress on ``stream``. Raises as ``follow_job``."""
+    return follow_job(engine.submit(spec), stream)
+
+
+def follow_job(job: Job, stream: TextIO) -> Any:
+    """The result of a job, with progress on ``stream``.
 
     Raises HeadshotError with the job's own sentence when it fails and Cancelled when the person pressed
     Ctrl-C: the first press lets the job stop cleanly, a second one ends the program at once.
     """
     printer = ProgressPrinter(stream)
-    job = engine.submit(spec)
     news: SimpleQueue[Snapshot] = SimpleQueue()
     job.subscribe(news.put)  # starts with the present state and ends with a finished one
     try:

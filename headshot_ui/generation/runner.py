@@ -26,6 +26,7 @@ from headshot_ui.generation.refine import REFINING, OpenRefiner, refine_all, ref
 from headshot_ui.generation.refiner_choice import ENSEMBLE, Refining, choose_refining, mark_of
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
 from headshot_ui.likeness import Judge, rank
+from headshot_ui.recipes import load_recipes, with_recipe
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store, check_free_space, new_folder
 
@@ -111,6 +112,7 @@ def _checked(
     spec: GenerateSpec, store: Store, base: Vocabulary, refining: Refining | None
 ) -> tuple[GenerateSpec, ChosenLora | None, tuple[PlannedPicture, ...]]:
     """The resolved request, its LoRA and its pictures; what can be wrong with them is found here, before any work."""
+    spec = with_recipe(spec, base.info, load_recipes(store.settings))
     presets = load_presets(store.settings)
     lora = choose_lora(spec, store)
     check_family(lora, base.info)

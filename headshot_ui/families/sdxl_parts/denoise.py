@@ -70,6 +70,16 @@ def second_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Ten
     return torch.stack(noise)
 
 
+def not_a_number(dtype: torch.dtype) -> str:
+    """What to tell when a model's numbers overflowed: the picture would be black."""
+    if dtype == torch.float16:
+        other = "compute in bfloat16 or float32 (HEADSHOT_UI_DTYPE=float32), or choose another base model or LoRA"
+    else:
+        other = "choose another base model or LoRA, or less strength of the LoRA"
+    name = str(dtype).removeprefix("torch.")
+    return f"The picture became “not a number” while computing in {name}, and would be black: {other}."
+
+
 # --- the schedule -------------------------------------------------------------------------------------
 def split_steps(scheduler_config: Mapping[str, Any], steps: int, switch: float) -> tuple[int, int]:
     """How many of ``steps`` come before and after the share ``switch`` of the training timesteps, as in diffusers.
@@ -195,6 +205,8 @@ def _steps(
     guidance_scale = request.guidance_scale if request.guidance_scale > 1 else None
     for number, timestep in enumerate(scheduler.timesteps[first:last], start=1):
         latents, expected = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
+        if not torch.isfinite(latents).all():
+            raise ModelError(not_a_number(unet.dtype))
         half_way = first + number == last < len(scheduler.timesteps)
         yield DenoiseStep(number, last - first, latents, expected if half_way else None)
 
