@@ -30,8 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import psutil
 from PIL import Image, ImageStat
@@ -47,6 +46,7 @@ from headshot_ui.settings import Settings
 from headshot_ui.specs import GenerateSpec, RestoreSpec, TrainSpec
 from headshot_ui.store import Store, save_png
 
+ROOT = Path(__file__).parents[1]
 TRAINED, DRAWN = "trained", "drawn"  # two people: without prepared photos nobody looks for faces in pictures
 SAMPLE_EVERY_S = 0.02
 PHOTOS = 10

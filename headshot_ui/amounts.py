@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import HeadshotError, SpecError
-from headshot_ui.memory import files_bytes, read_header
+from headshot_ui.memory import card_bytes, files_bytes, read_header
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
 from headshot_ui.store import Store
 
@@ -142,7 +142,8 @@ def plan_generate(spec: GenerateSpec, known: Known, name: str = "generate") -> S
     spec = with_recipe(spec, info, load_recipes(known.settings))
     sizes = _picture_sizes(spec, info, known)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
-    at_once = min(batch_size(known.device, width, height, known.settings.vram_limit_bytes), len(sizes))
+    room = card_bytes(known.settings) if known.device == "cuda" else None
+    at_once = min(batch_size(known.device, width, height, room), len(sizes))
     base = _BaseParts.of(info, known)
     pixels = width * height
     drawing = Turn("denoiser", base.denoiser, base.denoiser_working(DRAWING, pixels * at_once))

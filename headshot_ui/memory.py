@@ -178,6 +178,16 @@ def vram_budget_bytes(settings: Settings) -> int:
     return there if limit is None else min(there, limit)
 
 
+def card_bytes(settings: Settings) -> int | None:
+    """Graphics memory that a plan may count on: the limit, or all the card has; None without a CUDA card."""
+    limit = settings.vram_limit_bytes
+    torch = sys.modules.get("torch")
+    if settings.device != "cuda" or torch is None or not torch.cuda.is_available():
+        return limit
+    total = int(torch.cuda.get_device_properties(0).total_memory)
+    return total if limit is None else min(total, limit)
+
+
 def limit_vram(settings: Settings) -> None:
     """Have torch's allocator keep to ``settings.vram_limit_bytes``: beyond it an allocation fails.
 

@@ -12,6 +12,7 @@ from headshot_ui.families.protocol import BaseInfo, LoadedRefiner, PromptEmbeds,
 from headshot_ui.generation.plan import PlannedPicture, batches
 from headshot_ui.generation.refiner_choice import ENSEMBLE, IMG2IMG, OFF, Refining, choose_refining, wanted_way
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
+from headshot_ui.memory import card_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ def refine_all(work: Work, embeds: Mapping[str, PromptEmbeds], open_refiner: Ope
     by_index = {item.planned.index: item for item in work.drawn}
     with open_refiner() as refiner:
         try:
-            for batch in batches(work.planned, settings.device, settings.vram_limit_bytes):
+            for batch in batches(work.planned, settings.device, card_bytes(settings)):
                 items = [by_index[picture.index] for picture in batch]
                 latents, _ = stage.run(refiner.refine(_request(work, refining, embeds, items)), len(items))
                 for row, item in enumerate(items):

@@ -26,6 +26,7 @@ from headshot_ui.generation.refine import REFINING, OpenRefiner, refine_all, ref
 from headshot_ui.generation.refiner_choice import ENSEMBLE, Refining, choose_refining, mark_of
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
 from headshot_ui.likeness import Judge, rank
+from headshot_ui.memory import card_bytes
 from headshot_ui.recipes import load_recipes, with_recipe
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store, check_free_space, new_folder
@@ -148,7 +149,7 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds]) -> None:
     try:
         if work.lora is not None:
             loaded.use_loras([(work.lora.path, work.spec.lora_scale)])
-        for batch in batches(work.planned, settings.device, settings.vram_limit_bytes):
+        for batch in batches(work.planned, settings.device, card_bytes(settings)):
             request = DenoiseRequest(
                 embeds=stacked(embeds, (picture.prompt for picture in batch)),
                 negative_embeds=stacked(embeds, (picture.negative_prompt for picture in batch)),
