@@ -354,7 +354,7 @@ def test_what_is_in_use_drops_parts_before_another_model_is_refused(
     for loader in (demo, refiner):
         loader.resize(1_000_000)
     shed: list[object] = []
-    monkeypatch.setattr(FakeLoaded, "shed", shed.append, raising=False)
+    monkeypatch.setattr(FakeLoaded, "shed", lambda self: shed.append(self), raising=False)
     memory(lambda: OVERHEAD_BYTES + 5_000_000 - (4_000_000 if demo.made and not shed else 0))
     with residency.use(demo.key, demo), residency.use(refiner.key, refiner):
         assert shed == [demo.only] and demo.only.released == 0
