@@ -191,14 +191,16 @@ def card_bytes(settings: Settings) -> int | None:
 def limit_vram(settings: Settings) -> None:
     """Have torch's allocator keep to ``settings.vram_limit_bytes``: beyond it an allocation fails.
 
-    The allocator gets the limit less ``CONTEXT_BYTES``. Does nothing without a limit or without a CUDA device.
+    The allocator gets the limit less ``CONTEXT_BYTES``. Without a limit nothing is done, but on Windows: there the
+    driver would go on in main memory and crawl, so the allocator gets what is truly free. Nothing without a CUDA card.
     """
-    if settings.vram_limit_bytes is None or settings.device != "cuda":
+    limit = settings.vram_limit_bytes
+    if settings.device != "cuda" or (limit is None and sys.platform != "win32"):
         return
     import torch
 
     total = int(torch.cuda.get_device_properties(0).total_memory)
-    share = (settings.vram_limit_bytes - CONTEXT_BYTES) / total
+    share = ((vram_budget_bytes(settings) if limit is None else limit) - CONTEXT_BYTES) / total
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)), 0)
 
 

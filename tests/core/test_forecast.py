@@ -49,7 +49,7 @@ from tests.core.fakes import FakeWorld, write_weights
 
 ROOT = Path(__file__).parents[2]
 DENOISER, TEXT, VAE = 1_000_000, 300_000, 100  # numbers; in float32 four times as many bytes
-TRAIN = TrainSpec("anna", "demo", steps=100, batch_size=2, rank=8)
+TRAIN = TrainSpec("anna", "demo", steps=100, batch_size=2, rank=8, gradient_checkpointing=False)
 GENERATE = GenerateSpec("anna", "demo", presets=("navy-suit", "white-shirt"), count=3, steps=10, width=64, height=64)
 
 
