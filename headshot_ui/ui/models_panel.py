@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from headshot_ui.downloads.records import installed_mark
 from headshot_ui.ui import models_view, templates
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.page_js import BUTTONS
@@ -26,15 +27,16 @@ class ModelsPanel:
     box: gr.Accordion
     rows: gr.HTML
     installed: gr.HTML  # shows nothing; its value changes when models were downloaded or removed
+    built_with: tuple[Any, ...]  # mark of the models that the tabs were laid out with
 
 
-def layout() -> ModelsPanel:
+def layout(settings: Settings) -> ModelsPanel:
     """Closed at first; the first refresh fills it."""
     with gr.Accordion("Models", open=False, elem_id="models") as box:
         rows = safe_html({"rows": []}, html_template=templates.MODELS, js_on_load=BUTTONS, elem_id="model-rows")
     # Not a gr.State: a change of one by a timer's answer starts no event (gradio 6.31).
     installed = safe_html({"mark": ""}, html_template=templates.MARK, elem_id="installed", elem_classes="hs-hidden")
-    return ModelsPanel(box, rows, installed)
+    return ModelsPanel(box, rows, installed, installed_mark(settings))
 
 
 def wire(panel: ModelsPanel, live: Live, settings: Settings, nudge: gr.State) -> None:

@@ -73,7 +73,7 @@ def _layout(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live,
         row = people.picker_layout(store.people())
     picker = people.layout(store.people(), row)
     bar = safe_html({"shown": False}, html_template=templates.BAR, js_on_load=BUTTONS, elem_id="bar")
-    models = models_panel.layout()
+    models = models_panel.layout(settings)
     timer, idle = gr.Timer(BUSY_S, active=False), gr.Timer(IDLE_S)
     seen, nudge, lora, to_restore = gr.State(Seen()), gr.State(0.0), gr.State(), gr.State()
     stored_person = gr.BrowserState("", storage_key=STORED_PERSON, secret=STORED_WITH)
@@ -185,7 +185,8 @@ def _refresh(board: Board, live: Live, person: str, seen: Seen) -> list[Any]:
 def _models(board: Board, live: Live, mark: tuple[Any, ...], seen: tuple[Any, ...] | None) -> list[Any]:
     """Rows of the panel, and the mark by which the tabs know that there are other models to choose from."""
     rows = gr.skip() if mark == seen else models_view.panel_value(live, board.shell.settings)
-    return [rows, gr.skip() if seen and mark[0] == seen[0] else {"mark": repr(mark[0])}]
+    before = seen[0] if seen else board.models.built_with
+    return [rows, gr.skip() if mark[0] == before else {"mark": repr(mark[0])}]
 
 
 def _look(tab: Tab, name: str, person: str, mark: Any) -> tuple[list[Any], Any] | None:

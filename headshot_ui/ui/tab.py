@@ -19,7 +19,7 @@ How to write one:
   nothing changed. It runs for every open browser, so keep no per-browser state in the module. Whatever it raises is
   logged and leaves the tab as it is.
 - Models come and go while the page is open: choices of them are kept up with by
-  ``shell.installed.change(…)``, which runs once for every browser too.
+  ``shell.installed.change(…)``.
 - Outputs of a tab nobody has opened yet are kept by gradio and shown when it is opened.
 - Values people typed, file names, paths and captions go into templates of ``safe_html`` (``ui/literal.py``) through
   ``{{…}}`` only (escaped), never ``${…}``; a plain ``gr.HTML`` would run a file called ``${…}.jpg``.

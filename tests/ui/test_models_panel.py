@@ -178,14 +178,16 @@ def events_of(page: gr.Blocks, component: Any) -> list[Any]:
 def test_a_refresh_tells_the_tabs_of_new_models_and_only_then(built: SimpleNamespace, live: Live, place: Place) -> None:
     first = _refresh(built.board, live, "", Seen())
     rows, mark = first[OWN_OUTPUTS - 2 : OWN_OUTPUTS]
-    assert mark == {"mark": "()"} and len(rows["rows"]) == 5
+    assert mark == gr.skip() and len(rows["rows"]) == 5, "the tabs were laid out with these models"
     seen = next(value for value in first if isinstance(value, Seen))
     again = _refresh(built.board, live, "", seen)
     assert all(value == gr.skip() for value in again)
     place.get("base")
     later = _refresh(built.board, live, "", seen)
     rows, mark = later[OWN_OUTPUTS - 2 : OWN_OUTPUTS]
-    assert mark and next(each for each in rows["rows"] if each["id"] == "base")["state"] == "there"
+    assert mark["mark"] == repr(panel_mark(live, place.settings)[0])
+    assert _refresh(built.board, live, "", Seen())[OWN_OUTPUTS - 1] == mark, "a browser opened later is told too"
+    assert next(each for each in rows["rows"] if each["id"] == "base")["state"] == "there"
 
 
 def test_every_tab_offers_a_base_that_was_downloaded_and_forgets_one_that_is_gone(
