@@ -189,7 +189,8 @@ def filled_from(spec: GenerateSpec, info: BaseInfo | None, tiles: Sequence[Tile]
     values = {name: getattr(spec, name) for name in FIELDS}
     values |= {name: None for name, value in usual.items() if values[name] == value}
     values["presets"] = tiles_value(LOOKS, tiles, spec.presets)
-    values["lora"] = FILE_OF + Path(spec.lora).name if (spec.lora or "").endswith(ENDING) else spec.lora or NO_LORA
+    lora = spec.lora or NO_LORA
+    values["lora"] = FILE_OF + Path(lora).name if lora.endswith(ENDING) else lora
     values["refine"] = spec.refine or "off"
     for name in (*TYPED, "negative_prompt"):
         values[name] = "" if values[name] is None else str(values[name])

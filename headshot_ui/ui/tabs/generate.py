@@ -163,9 +163,9 @@ def _wire_prompts(form: Form, bases: Sequence[BaseInfo]) -> None:
         def say(text: str | None, base: str | None, name: str = name) -> dict[str, str]:
             return {"text": prompt_words.said_of(_info(bases, base), name, text)}
 
-        # One event with all triggers, so that no earlier answer comes last; on "change" it would set off the plan's.
+        # Not on "change": the plan listens to that, and two that do set each other off again and again.
         gr.on([field.input, field.blur, base.change], say, [field, base], form.problems[name],
-              js=WHOLE_WORDS.format(id=name), **LATEST_WINS)  # fmt: skip
+              js=WHOLE_WORDS.format(id=name), **CLICK)  # fmt: skip
 
 
 def _wire_lora_file(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store) -> None:
