@@ -66,7 +66,9 @@ def base_not_found(base_id: str, known: Iterable[str], settings: Settings) -> Mo
         here += f", but these could not be read: {damaged}"
     names = ", ".join(known)
     if names:
-        return ModelError(f"{here}; choose one of those found: {names}.")
+        return ModelError(
+            f"{here}; choose one of those found: {names}. “python3 app.py models list” shows what can be downloaded."
+        )
     return ModelError(f"{here}: none can be used; get a complete copy of the program, or set --models.")
 
 

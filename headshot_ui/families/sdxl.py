@@ -5,14 +5,15 @@ The work is in ``sdxl_parts``; this file is what discovery finds, and loads no t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.families.bases import find_bases, find_refiners
 from headshot_ui.families.protocol import LoraLayout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from headshot_ui.families.protocol import (
         BaseInfo,
         LoadedBase,

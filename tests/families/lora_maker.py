@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from headshot_ui.families.protocol import DenoiseRequest, LoadedBase
+from headshot_ui.families.protocol import DenoiseRequest, LoadedBase, PromptEmbeds
 from headshot_ui.families.sdxl_parts.lora import parts
 from headshot_ui.families.sdxl_parts.lora_file import LoraLayer, Place, place_of
 from headshot_ui.families.sdxl_parts.lora_names import Topology
@@ -45,9 +45,11 @@ def delta(layer: LoraLayer) -> torch.Tensor:
 
 
 def draw(loaded: LoadedBase) -> torch.Tensor:
-    wanted = DenoiseRequest(
-        loaded.encode_prompts([PROMPT]), loaded.encode_prompts([""]), (1,), 2, guidance_scale=2.0, height=64, width=64
-    )
+    return drawn_from(loaded, loaded.encode_prompts([PROMPT]), loaded.encode_prompts([""]))
+
+
+def drawn_from(loaded: LoadedBase, embeds: PromptEmbeds, negative: PromptEmbeds) -> torch.Tensor:
+    wanted = DenoiseRequest(embeds, negative, (1,), 2, guidance_scale=2.0, height=64, width=64)
     return list(loaded.denoise(wanted))[-1].latents
 
 

@@ -63,8 +63,14 @@ def set_trainable_state(unet: Any, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def parts(modules: SdxlModules) -> dict[str, Any]:
-    """The modules a LoRA can change, by ``lora_names.PARTS``."""
-    return {UNET: modules.unet, TEXT_1: modules.text_encoders[0], TEXT_2: modules.text_encoders[1]}
+    """The modules that a LoRA can change and that are in memory, by ``lora_names.PARTS``."""
+    found = {UNET: modules.unet, **dict(zip((TEXT_1, TEXT_2), modules.text_encoders, strict=False))}
+    return {part: module for part, module in found.items() if module is not None}
+
+
+def is_trained(unet: Any) -> bool:
+    """Whether a LoRA that is being trained is on."""
+    return TRAINED in (getattr(unet, "peft_config", None) or ())
 
 
 def remove_all(modules: SdxlModules) -> None:
@@ -72,27 +78,32 @@ def remove_all(modules: SdxlModules) -> None:
     from diffusers.utils import recurse_remove_peft_layers
 
     for module in parts(modules).values():
-        if getattr(module, "peft_config", None):
+        if _has_lora(module):
             recurse_remove_peft_layers(module)
             del module.peft_config
             module._hf_peft_config_loaded = False
 
 
-def use(modules: SdxlModules, loras: Sequence[tuple[LoraFile, float]]) -> None:
-    """Make exactly these LoRAs with these weights active, wherever the modules are. Raises ModelError."""
-    remove_all(modules)
-    if not loras:
-        return
+def put_on(modules: SdxlModules, chosen: Sequence[Any], loras: Sequence[tuple[LoraFile, float]]) -> None:
+    """These LoRAs with these weights onto those of the ``chosen`` modules that have none on, wherever they are.
+
+    Raises ModelError; then no LoRA is on at all.
+    """
     weights = {f"lora_{index}": weight for index, (_, weight) in enumerate(loras)}
     try:
         for part, module in parts(modules).items():
-            layers = {name: file.of_part(part) for name, (file, _) in zip(weights, loras, strict=True)}
-            with quiet():
-                _put_on(module, layers, weights)
+            if any(module is one for one in chosen) and not _has_lora(module):
+                layers = {name: file.of_part(part) for name, (file, _) in zip(weights, loras, strict=True)}
+                with quiet():
+                    _put_on(module, layers, weights)
     except Exception as error:
         remove_all(modules)
         paths = ", ".join(str(file.path) for file, _ in loras)
         raise ModelError(f"{paths} cannot be used with this base model: choose another LoRA.") from error
+
+
+def _has_lora(module: Any) -> bool:
+    return bool(getattr(module, "peft_config", None))
 
 
 def _put_on(module: Any, loras: Mapping[str, Mapping[str, LoraLayer]], weights: Mapping[str, float]) -> None:
