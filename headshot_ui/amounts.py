@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import HeadshotError
-from headshot_ui.memory import files_bytes, read_header
+from headshot_ui.families import weight_places
+from headshot_ui.memory import FilePart, StoredTensor, files_bytes, read_header
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo
+    from headshot_ui.families.protocol import BaseInfo, RefinerInfo
     from headshot_ui.parts import Parts
     from headshot_ui.restoration.protocol import Restorer
     from headshot_ui.settings import Settings
@@ -101,7 +102,7 @@ def plan_train(spec: TrainSpec, known: Known) -> StagePlan:
     full = resolve(spec, info.defaults)
     assert full.steps is not None and full.batch_size is not None and full.rank is not None  # resolved
     base = _BaseParts.of(info, known)
-    lora = lora_bytes(info.folder, full.rank)
+    lora = lora_bytes(weight_places(info), full.rank)
     rate = LEARNING_CHECKPOINTED if full.gradient_checkpointing else LEARNING
     pixels = info.size_px**2
     turns = (
@@ -130,7 +131,7 @@ def plan_generate(spec: GenerateSpec, known: Known, name: str = "generate") -> S
     turns = [Turn("text encoders", base.text, 0), drawing]
     refiner = known.parts.likely_refiner(spec, info, known.settings)
     if refiner is not None:
-        other = _BaseParts.read(refiner.folder, known)
+        other = _BaseParts.of(refiner, known)
         turns.append(Turn("refiner", other.denoiser, other.denoiser_working(DRAWING, pixels * at_once)))
     turns += [Turn("VAE", base.vae, base.vae_working(DECODING, pixels)), *_faces(known)]
     size = f"{width}x{height} batch {at_once}{'' if refiner is None else ' refined'}"
@@ -209,7 +210,7 @@ _PLANNERS: Mapping[type[Spec], Callable[[Any, Known], Iterator[StagePlan]]] = {
 # --- parts ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _BaseParts:
-    """Bytes of the weights of a model in diffusers layout, by what they are for."""
+    """Bytes of the weights of a base model or a refiner, by what they are for."""
 
     text: int
     vae: int
@@ -217,13 +218,9 @@ class _BaseParts:
     item_bytes: int  # of one number in memory
 
     @classmethod
-    def of(cls, info: BaseInfo, known: Known) -> _BaseParts:
-        return cls.read(info.folder, known)
-
-    @classmethod
-    def read(cls, folder: Path, known: Known) -> _BaseParts:
+    def of(cls, info: BaseInfo | RefinerInfo, known: Known) -> _BaseParts:
         text = vae = denoiser = 0
-        for part, size in files_bytes([folder], known.dtype).items():
+        for part, size in files_bytes(weight_places(info), known.dtype).items():
             if part.startswith("text_encoder"):
                 text += size
             elif part.startswith("vae"):
@@ -243,16 +240,22 @@ class _BaseParts:
         return int(of_sdxl * width * self.item_bytes / 2)
 
 
-def lora_bytes(folder: Path, rank: int) -> int:
-    """Bytes in float32 of a LoRA of that rank on every attention matrix of the denoiser in ``folder``."""
+def lora_bytes(places: Sequence[Path | FilePart], rank: int) -> int:
+    """Bytes in float32 of a LoRA of that rank on every attention matrix of the denoiser of a base model."""
     shapes = (
         tensor.shape
-        for path in sorted(folder.glob("*/*.safetensors"))
-        if not path.parent.name.startswith(("text_encoder", "vae")) and ".fp16." not in path.name
-        for tensor in read_header(path)
+        for place in places
+        for tensor in (place.tensors() if isinstance(place, FilePart) else _denoiser_of(place))
         if len(tensor.shape) == 2 and ".attn" in tensor.name and ".to_" in tensor.name
     )
     return 4 * rank * sum(rows + columns for rows, columns in shapes)
+
+
+def _denoiser_of(folder: Path) -> Iterator[StoredTensor]:
+    """The tensors of the denoiser of a folder in diffusers layout."""
+    for path in sorted(folder.glob("*/*.safetensors")):
+        if not path.parent.name.startswith(("text_encoder", "vae")) and ".fp16." not in path.name:
+            yield from read_header(path)
 
 
 def _faces(known: Known) -> tuple[Turn, ...]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError
 from headshot_ui.memory import (
     OVERHEAD_BYTES,
+    FilePart,
     Memory,
     files_bytes,
     free_ram_bytes,
@@ -54,7 +55,7 @@ class ModelKey:
     kind: str  # "base", "refiner", "detector", "restorer", "upscaler" or "parser"
     id: str
     title: str  # for people
-    files: tuple[Path, ...]  # weight files, or folders in diffusers layout
+    files: tuple[Path | FilePart, ...]  # weight files, parts of one, or folders in diffusers layout
     version: str = ""  # anything else that makes it another model, such as settings read along with it
 
 

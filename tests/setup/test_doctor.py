@@ -17,7 +17,8 @@ from tests.setup.conftest import ROOT
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setattr("headshot_ui.families.check_base", lambda info: None)  # the bases here are empty folders
     return Settings.from_environment(root=tmp_path, device="cpu", environment={})
 
 

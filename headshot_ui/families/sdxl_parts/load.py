@@ -1,4 +1,4 @@
-"""From a folder in diffusers layout to modules in memory."""
+"""From a folder in diffusers layout, or a single checkpoint beside one, to modules in memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ import torch
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
-from headshot_ui.families.sdxl_parts.files import check_files, read_json_file, variant_of
+from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.families.sdxl_parts.files import CLIP_TOKENS, read_json_file, variant_of
+from headshot_ui.families.sdxl_parts.kinds import read_schedule
+from headshot_ui.families.sdxl_parts.preflight import check_base
+from headshot_ui.families.sdxl_parts.single_file import read_part
 
-CLIP_TOKENS = 77
+CLIP_WORDS = 49408
+#: What SDXL's encoders were trained to see after the end of a text: the end mark again, and "!".
+_PADS = {"tokenizer": CLIP_WORDS - 1, "tokenizer_2": 0}
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what the Euler sampler can undo
 
 
@@ -31,7 +37,7 @@ class SdxlModules:
     zeros_for_empty_prompt: bool
 
 
-def load_modules(folder: Path, device: str, dtype: torch.dtype) -> SdxlModules:
+def load_modules(info: BaseInfo, device: str, dtype: torch.dtype) -> SdxlModules:
     """Read all components from local files, UNet and text encoders in ``dtype``.
 
     The VAE is float32 where its config asks for it (SDXL's own overflows in float16).
@@ -40,36 +46,41 @@ def load_modules(folder: Path, device: str, dtype: torch.dtype) -> SdxlModules:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    check_files(folder)
+    check_base(info)
+    folder, checkpoint = info.folder, info.checkpoint
     upcast = read_json_file(folder / "vae" / "config.json").get("force_upcast", True)
     vae_dtype = torch.float32 if upcast or device == "cpu" else dtype
     with quiet():
         text_encoders = (
-            read_model(CLIPTextModel, folder, "text_encoder", dtype),
-            read_model(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype),
+            read_model(CLIPTextModel, folder, "text_encoder", dtype, checkpoint),
+            read_model(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype, checkpoint),
         )
         modules = SdxlModules(
-            unet=read_model(UNet2DConditionModel, folder, "unet", dtype),
-            vae=read_model(AutoencoderKL, folder, "vae", vae_dtype),
+            unet=read_model(UNet2DConditionModel, folder, "unet", dtype, checkpoint),
+            vae=read_model(AutoencoderKL, folder, "vae", vae_dtype, checkpoint),
             text_encoders=text_encoders,
             tokenizers=tuple(
                 read_tokenizer(folder / name, encoder.config.vocab_size)
                 for name, encoder in zip(("tokenizer", "tokenizer_2"), text_encoders, strict=True)
             ),
-            scheduler_config=read_json_file(folder / "scheduler" / "scheduler_config.json"),
+            scheduler_config=read_schedule(info),
             zeros_for_empty_prompt=bool(
                 read_json_file(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
             ),
         )
-    _check_widths(modules, folder)
     check_scheduler(modules.scheduler_config, folder)
     if device == "cpu":  # measured on the demo base: decoding takes a quarter less time; the UNet gains nothing
         modules.vae.to(memory_format=torch.channels_last)
     return modules
 
 
-def read_model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """One part, frozen and in evaluation mode. Raises ModelError when it cannot be read or lacks a tensor."""
+def read_model(kind: Any, folder: Path, part: str, dtype: torch.dtype, checkpoint: Path | None = None) -> Any:
+    """One part, frozen and in evaluation mode. Raises ModelError when it cannot be read or lacks a tensor.
+
+    Its config is in ``folder``, and so are its weights unless there is a ``checkpoint`` with all of them.
+    """
+    if checkpoint is not None:
+        return read_part(kind, checkpoint, folder, part, dtype).requires_grad_(False).eval()
     try:
         model, info = kind.from_pretrained(
             folder / part,
@@ -95,17 +106,19 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Any:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded: {AGAIN}.") from error
-    if len(tokenizer) != vocab_size or tokenizer.model_max_length != CLIP_TOKENS:
+    if len(tokenizer) != vocab_size:
         raise ModelError(
             f"The tokenizer in {folder} has {len(tokenizer)} words, but its text encoder knows {vocab_size}: {AGAIN}."
         )
+    length, pad = tokenizer.model_max_length, tokenizer.pad_token_id
+    if length != CLIP_TOKENS:
+        raise ModelError(f"The tokenizer in {folder} cuts texts at {length} tokens instead of {CLIP_TOKENS}: {AGAIN}.")
+    if vocab_size == CLIP_WORDS and pad != _PADS.get(folder.name, pad):
+        raise ModelError(
+            f"The tokenizer in {folder} fills short texts up with “{tokenizer.pad_token}”, but SDXL was trained with "
+            f"“{tokenizer.convert_ids_to_tokens(_PADS[folder.name])}”: {AGAIN}."
+        )
     return tokenizer
-
-
-def _check_widths(modules: SdxlModules, folder: Path) -> None:
-    width = sum(encoder.config.hidden_size for encoder in modules.text_encoders)
-    if width != modules.unet.config.cross_attention_dim:
-        raise ModelError(f"The parts in {folder} belong to different models: {AGAIN}.")
 
 
 def check_scheduler(config: dict[str, Any], folder: Path) -> None:

@@ -33,9 +33,9 @@ class LoadedSdxl:
 
     @classmethod
     def read(cls, info: BaseInfo, settings: Settings) -> LoadedSdxl:
-        """Read the model from ``info.folder``. Raises ModelError naming the file that is missing or damaged."""
+        """Read the model from its files. Raises ModelError naming the file that is missing or damaged."""
         dtype = getattr(torch, settings.dtype)
-        return cls(info, load_modules(info.folder, settings.device, dtype), settings.device)
+        return cls(info, load_modules(info, settings.device, dtype), settings.device)
 
     # --- words -----------------------------------------------------------------
     def unknown_words(self, text_: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 
 from headshot_ui.families.protocol import DenoiseStep, RefineRequest, RefinerInfo
 from headshot_ui.families.sdxl_parts import denoise
-from headshot_ui.families.sdxl_parts.files import read_json_file
+from headshot_ui.families.sdxl_parts.kinds import read_schedule
 from headshot_ui.families.sdxl_parts.load import check_scheduler, quiet, read_model
 from headshot_ui.families.sdxl_parts.refiner_files import check_refiner_files
 from headshot_ui.swapping import move
@@ -29,14 +29,16 @@ class LoadedSdxlRefiner:
 
     @classmethod
     def read(cls, info: RefinerInfo, settings: Settings) -> LoadedSdxlRefiner:
-        """Read UNet and schedule from ``info.folder``. Raises ModelError naming the file at fault."""
+        """Read UNet and schedule. Raises ModelError naming the file at fault."""
         from diffusers import UNet2DConditionModel
 
-        check_refiner_files(info.folder)
-        config = read_json_file(info.folder / "scheduler" / "scheduler_config.json")
+        check_refiner_files(info)
+        config = read_schedule(info)
         check_scheduler(config, info.folder)
         with quiet():
-            unet = read_model(UNet2DConditionModel, info.folder, "unet", getattr(torch, settings.dtype))
+            unet = read_model(
+                UNet2DConditionModel, info.folder, "unet", getattr(torch, settings.dtype), info.checkpoint
+            )
         return cls(info, unet, config, settings.device)
 
     def refine(self, request: RefineRequest) -> Iterator[DenoiseStep]:
