@@ -330,7 +330,7 @@ def main() -> int:
     limit = None if args.cap is None else int(args.cap * 2**30)
     settings = Settings.from_environment(device=args.device, vram_limit=limit, environment={})
     warnings.simplefilter("ignore")
-    with quiet(), torch.inference_mode():
+    with quiet(), torch.no_grad():  # not inference_mode: its tensors are copied back from the card every time
         found = measure(FULL if args.size == "full" else TINY, settings, args.swaps)
     print(json.dumps({"benchmark": "residency", "size": args.size, **found}))
     return 0 if found["ok"] else 1

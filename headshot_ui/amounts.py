@@ -8,6 +8,7 @@ the square root of its parameters, which is about its width, and twice as much f
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headshot_ui.errors import HeadshotError
+from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.families import weight_places
-from headshot_ui.memory import FilePart, StoredTensor, files_bytes, read_header
+from headshot_ui.memory import FilePart, StoredTensor, card_bytes, files_bytes, read_header
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.store import Store
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo, RefinerInfo
@@ -74,6 +76,8 @@ class Known:
 
 def plan_stages(spec: Spec, known: Known) -> tuple[StagePlan, ...]:
     """The stages of a request in their order. Reads only headers. Raises ModelError, SpecError and StoreError."""
+    if type(spec) not in _PLANNERS:
+        raise SpecError("", "There is no plan for a job of this kind: it needs no model.")
     return tuple(_PLANNERS[type(spec)](spec, known))
 
 
@@ -96,35 +100,52 @@ def plan_prepare(spec: PrepareSpec, known: Known) -> StagePlan:
 
 def plan_train(spec: TrainSpec, known: Known) -> StagePlan:
     """Dataset → LoRA."""
-    from headshot_ui.training.plan import resolve
+    from headshot_ui.training.plan import plan_of
 
     info = known.parts.find_base(spec.base, known.settings)
-    full = resolve(spec, info.defaults)
-    assert full.steps is not None and full.batch_size is not None and full.rank is not None  # resolved
+    full = plan_of(_resolved_training(spec, info, known))
     base = _BaseParts.of(info, known)
-    lora = lora_bytes(weight_places(info), full.rank)
+    places = weight_places(info)
+    lora, moments = lora_bytes(places, full.rank), moments_bytes(places, full.rank, full.optimizer)
     rate = LEARNING_CHECKPOINTED if full.gradient_checkpointing else LEARNING
-    pixels = info.size_px**2
+    pixels = full.size_px**2
     turns = (
         Turn("text encoders", base.text, 0),
         Turn("VAE", base.vae, base.vae_working(ENCODING, pixels)),
         Turn("denoiser", base.denoiser,
-             base.denoiser_working(rate, pixels * full.batch_size) + 4 * lora),  # weights, gradients, two moments
+             base.denoiser_working(rate, pixels * full.batch_size) + 2 * lora + moments),  # weights and gradients
     )  # fmt: skip
     checkpointed = " checkpointed" if full.gradient_checkpointing else ""
-    size = f"{info.size_px}x{info.size_px} batch {full.batch_size}{checkpointed}"
+    size = f"{full.size_px}x{full.size_px} batch {full.batch_size}{checkpointed}"
     units = 0 if spec.run else full.steps * full.batch_size * full.gradient_accumulation
-    return StagePlan("train", info.id, size, units, turns, lora * (3 * CHECKPOINTS + 1))
+    return StagePlan("train", info.id, size, units, turns, lora * (CHECKPOINTS + 1) + moments * CHECKPOINTS)
+
+
+def _resolved_training(spec: TrainSpec, info: BaseInfo, known: Known) -> TrainSpec:
+    """The request as it will run; that of a run that goes on is the run's own. Raises SpecError."""
+    from headshot_ui.recipes import load_recipes
+    from headshot_ui.runs import find_run
+    from headshot_ui.training.plan import complete, resolve
+
+    if spec.run:
+        with suppress(HeadshotError):  # told when it is gone on with
+            begun = find_run(Store(known.settings), spec.person, spec.run).spec
+            checkpointing = spec.gradient_checkpointing or begun.gradient_checkpointing
+            return complete(replace(begun, steps=spec.steps or begun.steps, gradient_checkpointing=checkpointing), info)
+    return resolve(spec, info, load_recipes(known.settings))
 
 
 def plan_generate(spec: GenerateSpec, known: Known, name: str = "generate") -> StagePlan:
     """Presets × seeds → pictures."""
     from headshot_ui.generation.plan import batch_size
+    from headshot_ui.recipes import load_recipes, with_recipe
 
     info = known.parts.find_base(spec.base, known.settings)
+    spec = with_recipe(spec, info, load_recipes(known.settings))
     sizes = _picture_sizes(spec, info, known)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
-    at_once = min(batch_size(known.device, width, height, known.settings.vram_limit_bytes), len(sizes))
+    room = card_bytes(known.settings) if known.device == "cuda" else None
+    at_once = min(batch_size(known.device, width, height, room), len(sizes))
     base = _BaseParts.of(info, known)
     pixels = width * height
     drawing = Turn("denoiser", base.denoiser, base.denoiser_working(DRAWING, pixels * at_once))
@@ -216,6 +237,7 @@ class _BaseParts:
     vae: int
     denoiser: int
     item_bytes: int  # of one number in memory
+    vae_item_bytes: int
 
     @classmethod
     def of(cls, info: BaseInfo | RefinerInfo, known: Known) -> _BaseParts:
@@ -227,35 +249,66 @@ class _BaseParts:
                 vae += size
             else:
                 denoiser += size
-        return cls(text, vae, denoiser, 4 if known.dtype == "float32" else 2)
+        item = 4 if known.dtype == "float32" else 2
+        wide = item == 2 and _computes_in_float32(info.folder / "vae" / "config.json")
+        return cls(text, 2 * vae if wide else vae, denoiser, item, 4 if wide else item)
 
     def denoiser_working(self, bytes_per_pixel: float, pixels: int) -> int:
-        return self._working(self.denoiser, SDXL_DENOISER_PARAMETERS, bytes_per_pixel * pixels)
+        return _working(self.denoiser, SDXL_DENOISER_PARAMETERS, self.item_bytes, bytes_per_pixel * pixels)
 
     def vae_working(self, bytes_per_pixel: float, pixels: int) -> int:
-        return self._working(self.vae, SDXL_VAE_PARAMETERS, bytes_per_pixel * pixels)
+        return _working(self.vae, SDXL_VAE_PARAMETERS, self.vae_item_bytes, bytes_per_pixel * pixels)
 
-    def _working(self, weights: int, sdxl_parameters: float, of_sdxl: float) -> int:
-        width = math.sqrt(weights / self.item_bytes / sdxl_parameters)
-        return int(of_sdxl * width * self.item_bytes / 2)
+
+def _working(weights: int, sdxl_parameters: float, item_bytes: int, of_sdxl: float) -> int:
+    width = math.sqrt(weights / item_bytes / sdxl_parameters)
+    return int(of_sdxl * width * item_bytes / 2)
+
+
+def _computes_in_float32(vae_config: Path) -> bool:
+    """Whether a VAE asks for float32 beside a denoiser in 16 bit, as SDXL's own does."""
+    try:
+        return bool(json.loads(vae_config.read_text(encoding="utf-8")).get("force_upcast", True))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def lora_bytes(places: Sequence[Path | FilePart], rank: int) -> int:
-    """Bytes in float32 of a LoRA of that rank on every attention matrix of the denoiser of a base model."""
-    shapes = (
-        tensor.shape
+    """Bytes in float32 of a LoRA of that rank on every attention and feed-forward matrix of the denoiser there."""
+    return 4 * rank * sum(sum(shape) for shape in _lora_shapes(places))
+
+
+def moments_bytes(places: Sequence[Path | FilePart], rank: int, optimizer: str) -> int:
+    """Bytes of the two moments of every number of such a LoRA."""
+    from headshot_ui.training.optimizers import moment_bytes
+
+    return sum(moment_bytes(rank * side, optimizer) for shape in _lora_shapes(places) for side in shape)
+
+
+def _lora_shapes(places: Sequence[Path | FilePart]) -> list[tuple[int, ...]]:
+    """(rows, columns) of the matrices that get a LoRA; both layouts call them alike."""
+    return [
+        tuple(tensor.shape)
         for place in places
-        for tensor in (place.tensors() if isinstance(place, FilePart) else _denoiser_of(place))
-        if len(tensor.shape) == 2 and ".attn" in tensor.name and ".to_" in tensor.name
-    )
-    return 4 * rank * sum(rows + columns for rows, columns in shapes)
+        for tensor in _denoiser_of(place)
+        if len(tensor.shape) == 2 and (".attn" in tensor.name and ".to_" in tensor.name or ".ff.net." in tensor.name)
+    ]
 
 
-def _denoiser_of(folder: Path) -> Iterator[StoredTensor]:
-    """The tensors of the denoiser of a folder in diffusers layout."""
-    for path in sorted(folder.glob("*/*.safetensors")):
-        if not path.parent.name.startswith(("text_encoder", "vae")) and ".fp16." not in path.name:
+def _denoiser_of(place: Path | FilePart) -> Iterator[StoredTensor]:
+    """The tensors of the denoiser of a folder in diffusers layout, or of a part that is one."""
+    if isinstance(place, FilePart):
+        if not place.name.startswith(("text_encoder", "vae")):
+            yield from place.tensors()
+        return
+    for path in sorted(place.glob("*/*.safetensors")):
+        if not path.parent.name.startswith(("text_encoder", "vae")) and not _is_double(path):
             yield from read_header(path)
+
+
+def _is_double(path: Path) -> bool:
+    """Whether the same weights lie beside it under the plain name."""
+    return ".fp16." in path.name and path.with_name(path.name.replace(".fp16.", ".")).is_file()
 
 
 def _faces(known: Known) -> tuple[Turn, ...]:

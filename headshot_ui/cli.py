@@ -13,17 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui import __version__
-from headshot_ui.commands import demo, doctor, export, generate, headshots, page, prepare, restore, train
+from headshot_ui.commands import demo, doctor, export, generate, headshots, models, page, prepare, prove, restore, train
 from headshot_ui.commands.job_runner import Context, PlanShown
+from headshot_ui.commands.shared_options import shared_options
 from headshot_ui.errors import Cancelled, HeadshotError, SetupError, SpecError
 from headshot_ui.logs import explain, start_log
-from headshot_ui.settings import DEVICES, Settings
+from headshot_ui.settings import Settings
 
 if TYPE_CHECKING:
     from headshot_ui.engine import Engine
 
-COMMANDS = (demo, headshots, prepare, train, generate, restore, export, doctor)
-LONG_COMMANDS = (demo, headshots, train, generate, restore)  # those with --plan
+COMMANDS = (demo, headshots, prepare, train, generate, restore, export, models, prove, doctor)
+LONG_COMMANDS = (demo, headshots, train, generate, restore, prove)  # those with --plan
 _ABOUT = "Train a LoRA on about twelve photos of yourself and make professional headshots, on your own computer."
 _EPILOG = """Without a command the page opens in your browser.
 
@@ -31,6 +32,7 @@ examples:
   python3 app.py                                   the page
   python3 app.py demo                              see it all work, on drawn demo people
   python3 app.py headshots ~/Pictures/me --person anna
+  python3 app.py models get sdxl                   download a model that draws photographs
   python3 app.py doctor                            what this computer can run, what is missing
   python3 app.py test                              the program's own tests
 Each command explains itself: python3 app.py headshots --help"""
@@ -46,6 +48,10 @@ def main(argv: Sequence[str] | None = None, make_engine: Callable[[Settings], En
     # worse: one pass of the demo's UNet took 0.30 s on two idle cores, against 0.18 s with this many rounds.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+    # Also before torch loads. Parts of many sizes come and go on the card; without this a small one is full of holes
+    # that nothing fits into. Windows has no such segments.
+    if sys.platform == "linux":
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for stream in (sys.stdout, sys.stderr):  # a console that cannot show a letter shows "?" instead of failing
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -76,7 +82,7 @@ def main(argv: Sequence[str] | None = None, make_engine: Callable[[Settings], En
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    shared = _shared_options()
+    shared = shared_options()
     parser = argparse.ArgumentParser(
         prog="app.py",
         description=_ABOUT,
@@ -105,21 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shared_options() -> argparse.ArgumentParser:
-    """Options that may stand before or after the command; SUPPRESS keeps the second parser from undoing the first."""
-    shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = shared.add_argument_group("this computer")
-    group.add_argument("--device", choices=DEVICES, help="what to compute on (default: auto, the best there is)")
-    group.add_argument("--vram-limit", metavar="SIZE", help="most GPU memory to use, such as 8GB (default: all)")
-    group.add_argument("--models", metavar="FOLDER", help="folder of the base models (default: models)")
-    group.add_argument("--outputs", metavar="FOLDER", help="folder for everything made (default: outputs)")
-    return shared
-
-
 def _settings(args: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {
         "device": getattr(args, "device", None),
         "vram_limit": getattr(args, "vram_limit", None),
+        "ram_limit": getattr(args, "ram_limit", None),
         "models_dir": getattr(args, "models", None),
         "outputs_dir": getattr(args, "outputs", None),
     }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from headshot_ui.errors import HeadshotError
 from headshot_ui.store import free_bytes, readable_bytes
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -66,6 +67,7 @@ def examine(settings: Settings) -> list[Check]:
         *check_refiners(settings),
         *check_misfits(settings),
         *check_restorers(settings),
+        *check_downloads(settings),
         *check_demo_files(settings.models_dir),
     ]
 
@@ -275,6 +277,22 @@ def check_restorers(settings: Settings) -> list[Check]:
         missing = restorer.missing(settings)
         detail = f"{restorer.info.title} {'cannot be used yet' if missing else 'can be used'}. {restorer.info.note}"
         checks.append(Check(f"restorer {restorer.info.id}", None if missing else True, detail, missing))
+    return checks
+
+
+def check_downloads(settings: Settings) -> list[Check]:
+    """Every model that can be downloaded and is here, or was begun; told from sizes, without reading them."""
+    from headshot_ui.downloads.catalogue import load_catalogue
+    from headshot_ui.downloads.states import entry_state
+
+    checks = []
+    for entry in load_catalogue().values():
+        found = entry_state(entry, settings)
+        if found.state == "missing":
+            continue
+        good = {"damaged": False, "unfinished": None}.get(found.state, True)
+        detail = f"{entry.title} is {'here' if good else found.state}. {found.detail}".strip()
+        checks.append(Check(f"model {entry.id}", good, detail, "" if good else f"G{how_to_get(entry.id)[1:]}."))
     return checks
 
 

@@ -17,6 +17,7 @@ from headshot_ui.engine_runners import (
     LikenessCount,
     count_likeness,
     run_export,
+    run_fetch,
     run_generate,
     run_headshots,
     run_prepare,
@@ -25,15 +26,25 @@ from headshot_ui.engine_runners import (
 )
 from headshot_ui.errors import HeadshotError, StoreError
 from headshot_ui.forecast import Forecast, forecast
-from headshot_ui.jobs import DESK, MAIN, Job, JobQueue, Reporter
+from headshot_ui.jobs import DESK, FETCH, MAIN, Job, JobQueue, Reporter
 from headshot_ui.logs import explain, start_log
 from headshot_ui.meter import StageMeter
 from headshot_ui.parts import Parts, real_parts
 from headshot_ui.peaks import Peaks
 from headshot_ui.runs import recover_runs
 from headshot_ui.settings import Settings
-from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.specs import (
+    DownloadSpec,
+    ExportSpec,
+    GenerateSpec,
+    HeadshotsSpec,
+    PrepareSpec,
+    RestoreSpec,
+    Spec,
+    TrainSpec,
+)
 from headshot_ui.store import Store, remove_leftovers
+from headshot_ui.wording import listed
 from headshot_ui.workshop import JobContext, SharedParts, Workshop
 
 __all__ = [
@@ -46,6 +57,7 @@ __all__ = [
     "count_likeness",
     "person_of",
     "real_parts",
+    "title_of",
 ]
 
 _log = logging.getLogger(__name__)
@@ -68,6 +80,7 @@ TASKS: Mapping[type[Spec], Task] = {
     RestoreSpec: Task("restore", "Restoring pictures of", run_restore),
     ExportSpec: Task("export", "Exporting pictures of", run_export, DESK),  # never waits behind a training
     HeadshotsSpec: Task("headshots", "Making headshots of", run_headshots),
+    DownloadSpec: Task("download", "Downloading", run_fetch, FETCH),  # nor this, and it holds no device
 }
 
 
@@ -84,6 +97,7 @@ class Engine:
         self._shops = {
             MAIN: Workshop(settings, self.store, self._parts, self._peaks),
             DESK: Workshop(at_the_desk, Store(at_the_desk), self._parts, self._peaks),
+            FETCH: Workshop(at_the_desk, Store(at_the_desk), self._parts, self._peaks),
         }
         self._queue = JobQueue(explain)
         self._persons: dict[str, str] = {}
@@ -91,13 +105,15 @@ class Engine:
 
     def submit(self, spec: Spec) -> Job:
         """Line the request up and return its job at once; the job's result is that of its runner."""
-        task = TASKS[type(spec)]
-        person = person_of(spec)
+        return self.submit_task(TASKS[type(spec)], spec, person_of(spec))
+
+    def submit_task(self, task: Task, spec: Any, person: str) -> Job:
+        """Line up work of any kind: ``task.run`` is called with ``spec`` on the thread of its lane."""
 
         def runner(report: Reporter) -> Any:
             return task.run(self._shops[task.lane], spec, JobContext(report, StageMeter()))
 
-        job = self._queue.submit(task.kind, f"{task.verb} {person}", runner, task.lane)
+        job = self._queue.submit(task.kind, title_of(spec), runner, task.lane)
         self._persons[job.id] = person
         return job
 
@@ -161,6 +177,13 @@ class Engine:
             _log.warning("Tidying up failed: %s", error)
 
 
+def title_of(spec: Spec) -> str:
+    """What a request does and for whom, for people."""
+    if isinstance(spec, DownloadSpec):
+        return f"{'Checking' if spec.check_only else TASKS[DownloadSpec].verb} {listed(spec.entries)}"
+    return f"{TASKS[type(spec)].verb} {person_of(spec)}"
+
+
 def person_of(spec: Spec) -> str:
-    """Whom a request is about."""
+    """Whom a request is about; "" for one that is about nobody."""
     return spec.prepare.person if isinstance(spec, HeadshotsSpec) else str(getattr(spec, "person", ""))

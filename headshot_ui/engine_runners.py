@@ -20,12 +20,22 @@ from headshot_ui.amounts import (
 )
 from headshot_ui.errors import HeadshotError
 from headshot_ui.forecast import DOING, smaller_requests
-from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.specs import (
+    DownloadSpec,
+    ExportSpec,
+    GenerateSpec,
+    HeadshotsSpec,
+    PrepareSpec,
+    RestoreSpec,
+    Spec,
+    TrainSpec,
+)
 from headshot_ui.workshop import JobContext, Workshop
 
 if TYPE_CHECKING:
     from headshot_ui.amounts import StagePlan
     from headshot_ui.dataset.types import Dataset
+    from headshot_ui.downloads.runner import DownloadResult
     from headshot_ui.export import ExportResult
     from headshot_ui.families.protocol import BaseInfo
     from headshot_ui.generation.records import Picture
@@ -71,6 +81,7 @@ def run_train(shop: Workshop, spec: TrainSpec, job: JobContext) -> TrainResult:
     """Dataset → LoRA."""
     info = shop.base(spec.base)
     dataset = shop.parts.load_dataset(shop.store.dataset_dir(spec.person))
+    spec = shop.settled(spec)
     with _stage(shop, spec, plan_train(spec, shop.known), job), shop.loaded(info) as loaded:
         return shop.parts.train(spec, shop.store, loaded, dataset, job.report)
 
@@ -129,11 +140,19 @@ def run_export(shop: Workshop, spec: ExportSpec, job: JobContext) -> ExportResul
         return shop.parts.export(spec, shop.store, detector, job.report)
 
 
+def run_fetch(shop: Workshop, spec: DownloadSpec, job: JobContext) -> DownloadResult:
+    """Models from the network, or a check of those that are here."""
+    from headshot_ui.downloads.runner import run_download
+
+    return run_download(spec, shop.settings, job.report)
+
+
 # --- all of it ------------------------------------------------------------------------------------
 def run_headshots(shop: Workshop, spec: HeadshotsSpec, job: JobContext) -> HeadshotsResult:
     """Photos → dataset → LoRA → pictures without and with it → ranked headshots → the best restored and exported."""
     info = shop.base(spec.generate.base)
     shop.parts.check_request(replace(spec.generate, lora=None), shop.store, info)  # words and looks, before training
+    plan_train(spec.train, shop.known)  # and its recipe and size
     dataset = run_prepare(shop, spec.prepare, job)
     trained = run_train(shop, spec.train, job)
     run_dir = Path(trained.run_dir)

@@ -5,6 +5,7 @@ HeadshotError             one sentence: what happened and what to do
 ├── PhotoError            one photo cannot be used (unreadable, too large, no face …)
 ├── DatasetError          the photos of a person, taken together, cannot be used
 ├── ModelError            a base model, LoRA or network file is missing, damaged or of another kind
+├── DownloadError         a model could not be fetched: no network, gone, refused, not what it should be …
 ├── StoreError            reading or writing under outputs/ failed (disk full, no permission, damaged manifest)
 ├── MemoryBudgetError     the job does not fit this machine; names the nearest one that does
 └── SetupError            the program is not completely installed
@@ -45,6 +46,10 @@ class DatasetError(HeadshotError):
 
 class ModelError(HeadshotError):
     """A model file is missing, damaged, or made for something else."""
+
+
+class DownloadError(HeadshotError):
+    """A model could not be fetched; what came of it is kept."""
 
 
 class StoreError(HeadshotError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from headshot_ui.amounts import Known, StagePlan, plan_stages
 from headshot_ui.errors import HeadshotError
-from headshot_ui.memory import CONTEXT_BYTES, free_ram_bytes, own_ram_bytes, vram_budget_bytes
+from headshot_ui.memory import CONTEXT_BYTES, free_ram_bytes, own_ram_bytes, ram_budget_bytes, vram_budget_bytes
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, RestoreSpec, Spec, TrainSpec
 from headshot_ui.store import free_bytes, readable_bytes
 from headshot_ui.wording import format_seconds, listed
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 2**30
 #: Seconds are told for up to so many times the work that was measured.
 MOST_SCALED = 10
+#: An estimate that was never measured must leave this much over before checkpointing is thought unnecessary.
+ROOM_FOR_DOUBT = 1.1
 #: What people call the stages.
 DOING = {
     "prepare": "preparing the photos",
@@ -88,6 +90,7 @@ def forecast(spec: Spec, settings: Settings, parts: Parts, peaks: Peaks) -> Fore
     """
     machine = _machine(settings)
     known = Known(settings, parts, machine.device, machine.dtype)
+    spec = _settled(spec, known, machine, peaks)
     made = _forecast(spec, known, machine, peaks)
     room = free_bytes(settings.outputs_dir)
     if made.peak_bytes > machine.limit_bytes:
@@ -96,6 +99,28 @@ def forecast(spec: Spec, settings: Settings, parts: Parts, peaks: Peaks) -> Fore
         there = f"Only {readable_bytes(room)} are free on the disk of {settings.outputs_dir}: make room."
         return replace(made, fits=False, advice=there)
     return made
+
+
+def settled(spec: TrainSpec, settings: Settings, parts: Parts, peaks: Peaks) -> TrainSpec:
+    """``spec`` with gradient checkpointing decided: on only where the memory does not clearly hold it without.
+
+    It makes a step a third slower and changes no number. Raises what ``forecast`` raises.
+    """
+    machine = _machine(settings)
+    made = _settled(spec, Known(settings, parts, machine.device, machine.dtype), machine, peaks)
+    assert isinstance(made, TrainSpec)
+    return made
+
+
+def _settled(spec: Spec, known: Known, machine: _Machine, peaks: Peaks) -> Spec:
+    if isinstance(spec, HeadshotsSpec):
+        return replace(spec, train=_settled(spec.train, known, machine, peaks))  # type: ignore[arg-type]
+    if not isinstance(spec, TrainSpec) or spec.gradient_checkpointing is not None:
+        return spec
+    plain = replace(spec, gradient_checkpointing=False)
+    stages = _forecast(plain, known, machine, peaks).stages
+    needed = max(stage.peak_bytes * (1 if stage.measured else ROOM_FOR_DOUBT) for stage in stages)
+    return plain if needed <= machine.limit_bytes else replace(spec, gradient_checkpointing=True)
 
 
 def _forecast(spec: Spec, known: Known, machine: _Machine, peaks: Peaks) -> Forecast:
@@ -146,7 +171,10 @@ def _machine(settings: Settings) -> _Machine:
         dtype = settings.wanted_dtype
     else:
         dtype = settings.dtype if device == "cuda" else "float32"
-    limit = vram_budget_bytes(settings) if device == "cuda" else free_ram_bytes() + own_ram_bytes()
+    if device == "cuda":
+        limit = vram_budget_bytes(settings)
+    else:
+        limit = ram_budget_bytes(free_ram_bytes() + own_ram_bytes(), settings)
     return _Machine(device, dtype, limit)
 
 

@@ -1,6 +1,6 @@
 """Worker threads, jobs that report and can be cancelled, and frozen snapshots of them.
 
-Each lane of the queue has one thread: MAIN owns the device, DESK does what needs none, beside it.
+Each lane of the queue has one thread: MAIN owns the device, DESK does what needs none, FETCH waits for the network.
 
 A job is queued → running → done, failed or cancelled; the last three are final. Only the
 standard library is used, so that a test needs no model and a page needs no torch.
@@ -23,8 +23,8 @@ from headshot_ui.errors import Cancelled, HeadshotError
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 TERMINAL: frozenset[str] = frozenset({"done", "failed", "cancelled"})
 FINISHED_JOBS_KEPT = 50
-MAIN, DESK = "main", "desk"
-LANES = (MAIN, DESK)
+MAIN, DESK, FETCH = "main", "desk", "fetch"
+LANES = (MAIN, DESK, FETCH)
 
 _log = logging.getLogger(__name__)
 

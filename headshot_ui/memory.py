@@ -22,6 +22,8 @@ OVERHEAD_BYTES = 2**29
 #: Graphics memory that a process takes outside torch's allocator (driver context, kernels, library handles).
 #: ``benchmarks/residency.py`` measures it as ``context_bytes``: 0.51 GiB on an H200, and some room is left above it.
 CONTEXT_BYTES = 600 * 2**20
+#: Models that nobody uses may keep this share of main memory, so that other programs and the next job have theirs.
+RAM_SHARE = 0.5
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -157,6 +159,22 @@ def own_ram_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def ram_budget_bytes(total: int, settings: Settings) -> int:
+    """Main memory this process may take in all: ``total``, or the limit."""
+    return total if settings.ram_limit_bytes is None else min(total, settings.ram_limit_bytes)
+
+
+def within_ram_limit(free: int, settings: Settings) -> int:
+    """How much of ``free`` main memory this process may still take."""
+    limit = settings.ram_limit_bytes
+    return free if limit is None else min(free, max(0, limit - own_ram_bytes()))
+
+
+def is_read_in_turns(weights: int, total_ram: int, settings: Settings) -> bool:
+    """Whether a model is so large beside main memory that its parts must take turns there too."""
+    return weights > RAM_SHARE * ram_budget_bytes(total_ram, settings)
+
+
 def free_vram_bytes(settings: Settings) -> int:
     """Graphics memory that torch may still fill, within ``settings.vram_limit_bytes``. Imports torch."""
     import torch
@@ -177,24 +195,50 @@ def vram_budget_bytes(settings: Settings) -> int:
     return there if limit is None else min(there, limit)
 
 
+def card_bytes(settings: Settings) -> int | None:
+    """Graphics memory that a plan may count on: the limit, or all the card has; None without a CUDA card."""
+    limit = settings.vram_limit_bytes
+    torch = sys.modules.get("torch")
+    if settings.device != "cuda" or torch is None or not torch.cuda.is_available():
+        return limit
+    total = int(torch.cuda.get_device_properties(0).total_memory)
+    return total if limit is None else min(total, limit)
+
+
 def limit_vram(settings: Settings) -> None:
     """Have torch's allocator keep to ``settings.vram_limit_bytes``: beyond it an allocation fails.
 
-    The allocator gets the limit less ``CONTEXT_BYTES``. Does nothing without a limit or without a CUDA device.
+    The allocator gets the limit less ``CONTEXT_BYTES``. Without a limit nothing is done, but on Windows: there the
+    driver would go on in main memory and crawl, so the allocator gets what is truly free. Nothing without a CUDA card.
     """
-    if settings.vram_limit_bytes is None or settings.device != "cuda":
+    limit = settings.vram_limit_bytes
+    if settings.device != "cuda" or (limit is None and sys.platform != "win32"):
         return
     import torch
 
     total = int(torch.cuda.get_device_properties(0).total_memory)
-    share = (settings.vram_limit_bytes - CONTEXT_BYTES) / total
+    share = ((vram_budget_bytes(settings) if limit is None else limit) - CONTEXT_BYTES) / total
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)), 0)
 
 
 def give_back() -> None:
-    """Return torch's unused graphics memory to the driver; nothing where torch is not loaded."""
+    """Return unused memory: torch's graphics memory to the driver, and main memory to the system.
+
+    glibc keeps what was freed for itself when it lies between things still in use; ``malloc_trim`` gives back the
+    pages in between too. Nothing is done for graphics memory where torch is not loaded.
+    """
+    _trim_main_memory()
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     if cuda is not None and getattr(cuda, "is_initialized", bool)():
         with suppress(RuntimeError):
             cuda.empty_cache()
+
+
+def _trim_main_memory() -> None:
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)

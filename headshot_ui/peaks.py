@@ -71,6 +71,14 @@ class Peaks:
         older = uses.get(stage)
         return older if older is not None and (older.peak_vram_bytes > 0) == (device == "cuda") else None
 
+    def take_over(self, other: Peaks, skip: frozenset[str] = frozenset()) -> int:
+        """Record all that ``other`` knows, but of the models ``skip``; how many stages that were."""
+        found = {model: uses for model, uses in other._read().items() if model not in skip}
+        for model, uses in found.items():
+            for use in uses.values():
+                self.record(model, use)
+        return sum(map(len, found.values()))
+
     def of(self, model: str) -> dict[str, Measured]:
         """Everything known about a model, by ``Measured.key``."""
         return self._read().get(model, {})

@@ -1,7 +1,8 @@
 """Which models are in memory and which of them on the device: room is made before a load, never after an error.
 
     on the device   one at a time, several only where their weights are small beside its memory
-    main memory     those used last stay for the next job while they fit; the longest unused goes first
+    main memory     those used last stay for the next job while they fit; the longest unused goes first, and then
+                    those in use drop what they do not need now and read it again from their files later
 
 Only one thread may use a Residency: the worker thread of its lane.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError
 from headshot_ui.memory import (
     OVERHEAD_BYTES,
+    RAM_SHARE,
     FilePart,
     Memory,
     files_bytes,
     free_ram_bytes,
     free_vram_bytes,
     give_back,
+    is_read_in_turns,
     limit_vram,
+    ram_budget_bytes,
     total_ram_bytes,
     vram_budget_bytes,
+    within_ram_limit,
 )
 from headshot_ui.store import readable_bytes
 
@@ -37,8 +42,6 @@ if TYPE_CHECKING:
 #: Weights of several models stay on the device together only up to this share of its memory: computing with one of
 #: them needs the rest (a training step of SDXL takes 1.5 times its weights, a batch of four pictures as much again).
 DEVICE_SHARE = 0.25
-#: Models that nobody uses may keep this share of main memory, so that other programs and the next job have theirs.
-RAM_SHARE = 0.5
 #: Kinds that are loaded in the number format of the settings; networks for faces compute in float32 everywhere.
 _IN_SETTINGS_DTYPE = frozenset({"base", "refiner"})
 _NOUNS = {"base": "base model"}
@@ -61,17 +64,24 @@ class ModelKey:
 
 @dataclass
 class _Held:
-    """A model in memory. One without ``keep``, ``release`` or ``use_loras`` has nothing to move, drop or take off."""
+    """A model in memory. One without ``keep``, ``shed``, ``release`` or ``use_loras`` has nothing to move, drop …"""
 
     thing: Any
     users: int = 0  # blocks that use it now, one inside the other
     on_device: bool = True
     broken: bool = False  # an error met it: not to be used again
+    shed: bool = False  # parts of it were dropped and will be read again
 
     def leave_device(self) -> None:
         if self.on_device:
             self.on_device = False
             getattr(self.thing, "keep", _nothing)(frozenset())
+
+    def drop_unused(self) -> None:
+        """What a block around has no need of while another model works inside it."""
+        if not self.shed and hasattr(self.thing, "shed"):
+            self.shed = True
+            self.thing.shed()
 
     def without_loras(self) -> None:
         getattr(self.thing, "use_loras", _nothing)(())
@@ -111,6 +121,8 @@ class Residency:
             self._forget_older(key)
             self._make_room(key, others)
             self._held[key] = _Held(loader())
+        elif self._reads_again(key):
+            self._evict_idle(key)
         held = self._held[key] = self._held.pop(key)  # to the end: used last
         held.users += 1
         held.on_device = True
@@ -175,18 +187,45 @@ class Residency:
                 self._evict(other)
 
     def _make_room(self, key: ModelKey, others: Iterable[ModelKey]) -> None:
-        """Evict unused models, the longest unused first, until ``key`` fits. Raises MemoryBudgetError."""
+        """Have ``key`` fit: by evicting unused models, then by having those in use drop what they can read again.
+
+        Raises MemoryBudgetError.
+        """
         give_back()
-        idle = [other for other, held in self._held.items() if not held.users]
-        while idle and not self._fits_beside_the_held(key):
-            self._evict(idle.pop(0))
+        self._evict_idle(key)
+        for held in list(self._held.values()):
+            if not all(memory.fits for memory in self.memory_for(key)):
+                held.drop_unused()
         short = next((memory for memory in self.memory_for(key) if not memory.fits), None)
         if short is not None:
             raise MemoryBudgetError(self._refusal(key, short, others))
 
+    def _evict_idle(self, key: ModelKey) -> None:
+        """Evict unused models other than ``key``, the longest unused first, until it fits."""
+        idle = [other for other, held in self._held.items() if not held.users and other != key]
+        while idle and not self._fits_beside_the_held(key):
+            self._evict(idle.pop(0))
+
+    def _reads_again(self, key: ModelKey) -> bool:
+        """Whether a model in memory will read parts from its files in a block that begins now."""
+        held = self._held[key]
+        in_turns = hasattr(held.thing, "shed") and self._is_read_in_turns(self._parts(key))
+        return not held.users and (held.shed or in_turns)
+
     def _fits_beside_the_held(self, key: ModelKey) -> bool:
-        together = sum(map(self._weights, [*self._held, key]))
-        return together <= RAM_SHARE * total_ram_bytes() and all(memory.fits for memory in self.memory_for(key))
+        together = sum(self._in_memory(self._parts(other)) for other in {*self._held, key})
+        share = RAM_SHARE * ram_budget_bytes(total_ram_bytes(), self._settings)
+        # What takes turns there is larger than its share by itself: it has main memory alone.
+        return together <= max(share, self._in_memory(self._parts(key))) and all(
+            memory.fits for memory in self.memory_for(key)
+        )
+
+    def _is_read_in_turns(self, parts: Mapping[str, int]) -> bool:
+        return is_read_in_turns(sum(parts.values()), total_ram_bytes(), self._settings)
+
+    def _in_memory(self, parts: Mapping[str, int]) -> int:
+        """Bytes of main memory that these parts of a model take: together, or one after the other."""
+        return max(parts.values(), default=0) if self._is_read_in_turns(parts) else sum(parts.values())
 
     def _evict(self, key: ModelKey) -> None:
         """Drop a model and give its memory back."""
@@ -205,7 +244,8 @@ class Residency:
     def memory_for(self, key: ModelKey) -> tuple[Memory, ...]:
         """What loading ``key`` takes and what is free, per kind of memory. Raises ModelError for damaged files."""
         parts = self._parts(key)
-        memory = Memory("memory", sum(parts.values()) + OVERHEAD_BYTES, free_ram_bytes())
+        free = within_ram_limit(free_ram_bytes(), self._settings)
+        memory = Memory("memory", self._in_memory(parts) + OVERHEAD_BYTES, free)
         if self._settings.device != "cuda":
             return (memory,)
         # Stages take turns on the GPU, so the largest part counts there, not the sum.

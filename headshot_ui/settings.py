@@ -6,9 +6,11 @@
 | HEADSHOT_UI_MODELS | base models and networks |
 | HEADSHOT_UI_OUTPUTS | everything made |
 | HEADSHOT_UI_LOGS | log files |
+| HEADSHOT_UI_RELEASE_MIRROR | address to fetch releases from instead of https://github.com |
 | HEADSHOT_UI_DEVICE | auto, cuda, mps or cpu |
 | HEADSHOT_UI_DTYPE | auto, float32, bfloat16 or float16 |
 | HEADSHOT_UI_VRAM_LIMIT | most GPU memory to use, e.g. 8GB |
+| HEADSHOT_UI_RAM_LIMIT | most main memory to use, e.g. 12GB |
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ class Settings:
     models_dir: Path
     outputs_dir: Path
     logs_dir: Path
+    release_mirror: str = ""  # "": GitHub itself
     wanted_device: str = "auto"
     wanted_dtype: str = "auto"
     vram_limit_bytes: int | None = None  # None: all there is
+    ram_limit_bytes: int | None = None  # of main memory, for the whole process; None: all there is
 
     @classmethod
     def from_environment(
@@ -51,6 +55,7 @@ class Settings:
         device: str | None = None,
         dtype: str | None = None,
         vram_limit: str | int | None = None,
+        ram_limit: str | int | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> Settings:
         """Settings from arguments, else HEADSHOT_UI_* variables, else defaults. Raises SetupError."""
@@ -63,15 +68,17 @@ class Settings:
 
         top = folder(root, "ROOT", Path(__file__).parents[1])
         outputs = folder(outputs_dir, "OUTPUTS", top / "outputs")
-        limit = given(vram_limit, "VRAM_LIMIT", "")
+        vram, ram = given(vram_limit, "VRAM_LIMIT", ""), given(ram_limit, "RAM_LIMIT", "")
         return cls(
             root=top,
             models_dir=folder(models_dir, "MODELS", top / "models"),
             outputs_dir=outputs,
             logs_dir=folder(logs_dir, "LOGS", outputs / "logs"),
+            release_mirror=given(None, "RELEASE_MIRROR", "").rstrip("/"),
             wanted_device=_one_of("device", given(device, "DEVICE", "auto"), DEVICES),
             wanted_dtype=_one_of("dtype", given(dtype, "DTYPE", "auto"), DTYPES),
-            vram_limit_bytes=parse_bytes(limit) if limit else None,
+            vram_limit_bytes=parse_bytes(vram) if vram else None,
+            ram_limit_bytes=parse_bytes(ram) if ram else None,
         )
 
     @cached_property

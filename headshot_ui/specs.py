@@ -1,7 +1,7 @@
 """Requests: frozen, valid once built, JSON both ways. Saved beside whatever they made.
 
-``None`` in a field means "the base model's own default" and is filled in by ``resolve`` of
-the stage that runs it, so that the saved spec is always complete.
+``None`` in a field means "as the recipe says, else the base model's own default" and is filled in by ``resolve``
+of the stage that runs it, so that the saved spec is always complete.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +20,13 @@ REFINE_WAYS = ("off", "ensemble", "img2img")
 UPSCALES = (1, 2, 4)
 EXPORT_LAYOUTS = ("linkedin", "cv", "badge", "full")
 EXPORT_FILE_TYPES = ("jpeg", "png", "webp")
+OPTIMIZERS = ("adamw", "adamw8bit")
+SIZE_STEP = 64  # pixels
+
+#: What counts in a TrainSpec where neither the person nor the recipe says anything, and no base model has a say.
+TRAIN_USUAL: Mapping[str, Any] = types.MappingProxyType(
+    {"gradient_accumulation": 1, "caption_dropout": 0.05, "optimizer": "adamw"}
+)
 
 _PERSON = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
@@ -32,6 +40,15 @@ def check_person(name: str) -> None:
 def _between(field: str, value: float | None, low: float, high: float, what: str) -> None:
     if value is not None and not (low <= value <= high):
         raise SpecError(field, f"{what} is {value}; it must be from {low:g} to {high:g}.")
+
+
+def _sides(spec: Spec, *fields: str, what: str = "") -> None:
+    """Raise SpecError unless these fields, in pixels, are multiples of 64 from 64 to 2048, or None."""
+    for field in fields:
+        value, name = getattr(spec, field), what or field
+        _between(field, value, SIZE_STEP, 2048, f"The {name}")
+        if value is not None and value % SIZE_STEP:
+            raise SpecError(field, f"The {name} is {value}; it must be a multiple of {SIZE_STEP}.")
 
 
 @dataclass(frozen=True)
@@ -96,16 +113,19 @@ class TrainSpec(Spec):
     alpha: float | None = None  # None: equal to rank
     learning_rate: float | None = None
     batch_size: int | None = None
-    gradient_accumulation: int = 1
-    gradient_checkpointing: bool = False
+    gradient_accumulation: int | None = None
+    gradient_checkpointing: bool | None = None  # None: where the memory needs it
     min_snr_gamma: float | None = None
-    caption_dropout: float = 0.05
+    caption_dropout: float | None = None
     prior_preservation: bool = False
     prior_weight: float = 1.0
     class_pictures: int = 50
     seed: int = 0
     checkpoint_every: int | None = None
     sample_every: int | None = None
+    optimizer: str | None = None  # one of OPTIMIZERS
+    size_px: int | None = None  # side of the square photos are learned at; None: the base model's own
+    recipe: str | None = None  # id of the recipe that fills in what is None here; None: "default"
 
     def __post_init__(self) -> None:
         check_person(self.person)
@@ -121,6 +141,9 @@ class TrainSpec(Spec):
         _between("class_pictures", self.class_pictures, 1, 1000, "The number of class pictures")
         _between("checkpoint_every", self.checkpoint_every, 1, 100_000, "Steps between checkpoints")
         _between("sample_every", self.sample_every, 1, 100_000, "Steps between samples")
+        if self.optimizer is not None and self.optimizer not in OPTIMIZERS:
+            raise SpecError("optimizer", f"There is no optimizer “{self.optimizer}”; choose {' or '.join(OPTIMIZERS)}.")
+        _sides(self, "size_px", what="size of the photos")
 
 
 @dataclass(frozen=True)
@@ -145,6 +168,7 @@ class GenerateSpec(Spec):
     refiner: str | None = None  # id of a refiner; None: the first one made for this base
     refiner_switch: float | None = None  # "ensemble": share of the noise schedule after which the refiner takes over
     refiner_strength: float | None = None  # "img2img": share of the steps the refiner draws again
+    recipe: str | None = None  # id of the recipe that fills in what is None here; None: "default"
 
     def __post_init__(self) -> None:
         check_person(self.person)
@@ -154,11 +178,7 @@ class GenerateSpec(Spec):
         _between("guidance_scale", self.guidance_scale, 1, 30, "The guidance scale")
         _between("lora_scale", self.lora_scale, -2, 3, "The LoRA strength")
         _between("keep_best", self.keep_best, 1, 512, "The number of pictures to keep")
-        for field in ("width", "height"):
-            value = getattr(self, field)
-            _between(field, value, 64, 2048, f"The {field}")
-            if value is not None and value % 64:
-                raise SpecError(field, f"The {field} is {value}; it must be a multiple of 64.")
+        _sides(self, "width", "height")
         if self.refine is not None and self.refine not in REFINE_WAYS:
             raise SpecError("refine", f"“{self.refine}” is no way of refining; choose from {', '.join(REFINE_WAYS)}.")
         _between("refiner_switch", self.refiner_switch, 0.05, 0.95, "The moment the refiner takes over")
@@ -210,6 +230,20 @@ class ExportSpec(Spec):
             kinds = ", ".join(EXPORT_FILE_TYPES)
             raise SpecError("file_type", f"“{self.file_type}” is no kind of file that can be written; choose {kinds}.")
         _between("quality", self.quality, 1, 100, "The quality")
+
+
+@dataclass(frozen=True)
+class DownloadSpec(Spec):
+    """Entries of the catalogue of models → their files, whole and checked, under the models folder."""
+
+    entries: tuple[str, ...]  # ids
+    check_only: bool = False  # read what is there and say what is damaged; fetch nothing
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise SpecError("entries", "No model was named: “models list” shows what there is.")
+        if len(set(self.entries)) != len(self.entries):
+            raise SpecError("entries", "A model was named twice: name each once.")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def how_to_get(entry_id: str) -> str:
+    """How a model of the catalogue of downloads is got, within a sentence."""
+    return f"get it under Models on the page or with “python3 app.py models get {entry_id}”"
+
+
 def place_in_line(place: int) -> str:
     """1: "next in line", 2: "2nd in line" and so on; "" for 0, which is not waiting."""
     if place <= 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from headshot_ui.amounts import Known, StagePlan
 from headshot_ui.errors import HeadshotError, MemoryBudgetError
 from headshot_ui.families import weight_places
+from headshot_ui.forecast import settled
 from headshot_ui.logs import is_out_of_memory
 from headshot_ui.memory import give_back
 from headshot_ui.meter import StageMeter
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from headshot_ui.restoration.protocol import LoadedRestorer, Restorer
     from headshot_ui.restoration.runner import RestoreTools
     from headshot_ui.settings import Settings
+    from headshot_ui.specs import TrainSpec
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ class Workshop:
     def known(self) -> Known:
         """For plans; asks torch for the device."""
         return Known(self.settings, self.parts, self.settings.device, self.settings.dtype)
+
+    def settled(self, spec: TrainSpec) -> TrainSpec:
+        """See ``forecast.settled``."""
+        return settled(spec, self.settings, self.parts, self._peaks)
 
     def base(self, base_id: str) -> BaseInfo:
         return self.parts.find_base(base_id, self.settings)

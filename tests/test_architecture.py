@@ -37,6 +37,7 @@ LAYERS = {
     "store": 1,
     "runs": 1,
     "presets": 1,
+    "recipes": 1,
     "families": 2,
     "recognisers": 2,
     "residency": 2,
@@ -47,6 +48,7 @@ LAYERS = {
     "generation": 3,
     "restoration": 3,
     "export": 3,
+    "downloads": 3,
     "parts": 4,
     "amounts": 4,
     "forecast": 4,
@@ -54,6 +56,7 @@ LAYERS = {
     "engine_runners": 4,
     "engine": 4,
     "sheet": 4,
+    "prove": 4,
     "commands": 5,
     "cli": 5,
     "ui": 5,
@@ -61,11 +64,12 @@ LAYERS = {
 }
 #: Narrower than the layers: these know nothing of jobs, people and output folders.
 FORBIDDEN = {
-    "families": ("jobs", "runs", "residency", "recognisers", "likeness"),
+    "families": ("jobs", "runs", "residency", "recognisers", "likeness", "recipes"),
     "recognisers": ("jobs", "runs", "residency", "families"),
     "likeness": ("jobs", "runs", "residency"),
     "residency": ("jobs", "runs", "families", "recognisers", "likeness"),
     "dataset": ("training", "generation", "restoration"),
+    "downloads": ("training", "generation", "dataset", "families", "recognisers", "residency", "runs"),
     "restoration": ("training", "generation", "families", "recognisers", "residency", "runs"),
     "ui": ("families", "recognisers", "residency", "training"),
     "engine": ("sheet",),

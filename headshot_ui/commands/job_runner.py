@@ -21,7 +21,7 @@ from headshot_ui.errors import Cancelled, HeadshotError
 from headshot_ui.forecast import forecast_lines
 from headshot_ui.lock import hold
 from headshot_ui.settings import Settings
-from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, RestoreSpec, TrainSpec
+from headshot_ui.specs import DownloadSpec, ExportSpec, GenerateSpec, HeadshotsSpec, RestoreSpec, TrainSpec
 from headshot_ui.store import Store
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Requests whose plan is worth telling before they start.
 LONG = (TrainSpec, GenerateSpec, HeadshotsSpec, RestoreSpec)
+#: Requests that disturb nobody; a download keeps others out of the models folder by itself.
+WITHOUT_DEVICE = (ExportSpec, DownloadSpec)
 _POLL_S = 0.2
 
 
@@ -67,14 +69,14 @@ def run_alone(context: Context, spec: Spec) -> Any:
     """Open an engine for one request, tell the plan of a long one, and return its result. Raises as ``run_job``.
 
     Raises PlanShown after ``--plan``; StoreError while the page is open on the same outputs folder, or another
-    command is at work there: two engines would fight for the device. Exports need no device and disturb nobody.
+    command is at work there: two engines would fight for the device. Exports and downloads need none.
     """
     if context.plan_only:
         with context.engine() as engine:
             show_plan(context, engine.forecast(spec))
         raise PlanShown
     kind = type(spec).__name__.removesuffix("Spec").lower()
-    alone = nullcontext() if isinstance(spec, ExportSpec) else hold(context.settings.outputs_dir, kind)
+    alone = nullcontext() if isinstance(spec, WITHOUT_DEVICE) else hold(context.settings.outputs_dir, kind)
     with alone, context.engine() as engine:
         if isinstance(spec, LONG):
             _tell_plan(context, engine, spec)
@@ -132,13 +134,17 @@ def _broken_off(store: Store, person: str, began: str) -> Run | None:
 
 
 def run_job(engine: Engine, spec: Spec, stream: TextIO) -> Any:
-    """The result of ``spec``, with progress on ``stream``.
+    """The result of ``spec``, with progress on ``stream``. Raises as ``follow_job``."""
+    return follow_job(engine.submit(spec), stream)
+
+
+def follow_job(job: Job, stream: TextIO) -> Any:
+    """The result of a job, with progress on ``stream``.
 
     Raises HeadshotError with the job's own sentence when it fails and Cancelled when the person pressed
     Ctrl-C: the first press lets the job stop cleanly, a second one ends the program at once.
     """
     printer = ProgressPrinter(stream)
-    job = engine.submit(spec)
     news: SimpleQueue[Snapshot] = SimpleQueue()
     job.subscribe(news.put)  # starts with the present state and ends with a finished one
     try:

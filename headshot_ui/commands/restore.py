@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, context: Context) -> int:
     if args.accept_licence is not None:
-        _accept(args.accept_licence, context)
+        accept_licence(args.accept_licence, context)
         if not args.pictures:
             if context.as_json:
                 print_json({"accepted": args.accept_licence})
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     return 0
 
 
-def _accept(restorer_id: str, context: Context) -> None:
+def accept_licence(restorer_id: str, context: Context) -> None:
     """Show the terms, then keep the acceptance. Raises ModelError for an unknown id."""
     from headshot_ui.restoration import licence
 

@@ -9,7 +9,17 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.specs import (
+    TRAIN_USUAL,
+    DownloadSpec,
+    ExportSpec,
+    GenerateSpec,
+    HeadshotsSpec,
+    PrepareSpec,
+    RestoreSpec,
+    Spec,
+    TrainSpec,
+)
 
 #: Without --base; the demo model ships with the program, so it is always there.
 DEFAULT_BASE = "demo-sdxl"
@@ -36,7 +46,7 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "learning_rate": "how far each step goes",
         "batch_size": "photos per step",
         "gradient_accumulation": "batches added up before each step: a larger batch in the same memory",
-        "gradient_checkpointing": "use less memory and more time",
+        "gradient_checkpointing": "use less memory and more time (default: where the memory needs it)",
         "min_snr_gamma": "cap on the weight of nearly noiseless steps",
         "caption_dropout": "share of steps trained without a caption",
         "prior_preservation": "also train on generated pictures of other people, against forgetting them",
@@ -45,6 +55,9 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "seed": "same seed, same training",
         "checkpoint_every": "steps between two checkpoints",
         "sample_every": "steps between two sample pictures",
+        "optimizer": "adamw, or adamw8bit: the same in less graphics memory (32 bit where that cannot be used)",
+        "size_px": "side of the square photos are learned at, a multiple of 64: smaller is faster and less sharp",
+        "recipe": "settings that belong together, for all that you do not set: default, original, quick or your own",
     },
     GenerateSpec: {
         "person": "name of the person",
@@ -65,6 +78,7 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "refiner": "id of the refiner (default: the first one made for the base model)",
         "refiner_switch": "ensemble: share of the noise schedule after which the refiner takes over, 0.05 to 0.95",
         "refiner_strength": "img2img: share of the steps that the refiner draws again, 0.01 to 1",
+        "recipe": "settings that belong together, for all that you do not set: default, original, quick or your own",
     },
     ExportSpec: {
         "person": "name of the person whose folder the files go to",
@@ -83,6 +97,10 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "upscale": "enlarge the whole picture 1, 2 or 4 times",
         "parse_face": "blend in along the outline of the face instead of a soft square",
     },
+    DownloadSpec: {
+        "entries": "ids of the models; “models list” shows them",
+        "check_only": "read what is there and name what is damaged; fetch nothing",
+    },
     HeadshotsSpec: {
         "restore_best": "repair the faces of this many of the best pictures",
         "export_best": "crop this many of the best pictures for LinkedIn, a CV and a badge",
@@ -95,7 +113,7 @@ _BASE_DECIDES = frozenset(
     {
         *("steps", "rank", "learning_rate", "batch_size", "min_snr_gamma", "checkpoint_every", "sample_every"),
         *("negative_prompt", "guidance_scale", "width", "height"),
-        *("refine", "refiner_switch", "refiner_strength"),
+        *("refine", "refiner_switch", "refiner_strength", "size_px"),
     }
 )
 
@@ -118,7 +136,7 @@ def add_spec_options(
         default = given.get(field.name, None if required else field.default)
         text = HELP[spec][field.name] + _default_text(field.name, default, required)
         flag = "--" + name.replace("_", "-")
-        if hints[field.name] is bool:
+        if bool in _members(hints[field.name]):
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=default, help=text)
             continue
         more: dict[str, Any] = {"nargs": "+"} if _is_tuple(hints[field.name]) else {}
@@ -147,7 +165,9 @@ def _default_text(name: str, default: Any, required: bool) -> str:
     if required or isinstance(default, (bool, tuple)) or default == "":
         return ""
     if default is None:
-        return " (default: as the base model was made for)" if name in _BASE_DECIDES else ""
+        default = TRAIN_USUAL.get(name)
+        if default is None:
+            return " (default: as the base model was made for)" if name in _BASE_DECIDES else ""
     return f" (default: {default})"
 
 

@@ -14,7 +14,8 @@ SUMMARY = "train a LoRA on the prepared photos of a person"
 EXAMPLES = """examples:
   train --person anna
   train --person anna --run 2026-01-31-1            continue an unfinished run
-  train --person anna --steps 400 --rank 16 --json"""
+  train --person anna --steps 400 --rank 16 --json
+  train --person anna --base sdxl --recipe original --size-px 1024     as headshots were first made, but sharper"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,16 @@ def buckets(size: int) -> tuple[Bucket, ...]:
     return tuple(dict.fromkeys((Bucket(size, size), *others)))
 
 
-def _rounded(scaled: int) -> int:
+def shrunk(bucket: Bucket, size: int, smaller: int) -> Bucket:
+    """The shape for a model of ``smaller`` pixels that a crop for one of ``size`` pixels becomes."""
+    for height, width in PUBLISHED:
+        if bucket == Bucket(_rounded(height * size), _rounded(width * size)):
+            return Bucket(_rounded(height * smaller), _rounded(width * smaller))
+    factor = PUBLISHED_SIZE * smaller / size
+    return Bucket(_rounded(bucket.height * factor), _rounded(bucket.width * factor))
+
+
+def _rounded(scaled: float) -> int:
     """To the nearest multiple, halves upwards (Python's own rounding would make 304 × 208 a far narrower shape)."""
     return max(1, math.floor(scaled / PUBLISHED_SIZE / MULTIPLE + 0.5)) * MULTIPLE
 

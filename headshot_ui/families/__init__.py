@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,11 @@ def load_base(info: BaseInfo, settings: Settings) -> LoadedBase:
 def vocabulary(info: BaseInfo) -> Vocabulary:
     """What a base model can read, without loading its weights. Raises ModelError naming the file at fault."""
     return _family_of(info).vocabulary(info)
+
+
+def check_lora(path: Path, info: BaseInfo) -> None:
+    """See ``protocol.Family.check_lora``."""
+    _family_of(info).check_lora(path, info)
 
 
 # --- refiners ---------------------------------------------------------------------------------------

@@ -67,7 +67,9 @@ def base_not_found(base_id: str, known: Iterable[str], settings: Settings) -> Mo
         here += f", but these could not be read: {damaged}"
     names = ", ".join(known)
     if names:
-        return ModelError(f"{here}; choose one of those found: {names}.")
+        return ModelError(
+            f"{here}; choose one of those found: {names}. “python3 app.py models list” shows what can be downloaded."
+        )
     return ModelError(f"{here}: none can be used; get a complete copy of the program, or set --models.")
 
 
@@ -114,8 +116,12 @@ def weights_fault(path: Path) -> str:
 
 def damaged_weights(info: BaseInfo | RefinerInfo) -> tuple[Path, ...]:
     """Every safetensors file of a model that was cut short or overwritten."""
-    files = sorted(info.folder.rglob("*.safetensors")) if info.checkpoint is None else [info.checkpoint]
-    return tuple(path for path in files if weights_fault(path))
+    return tuple(path for path in all_weights(info) if weights_fault(path))
+
+
+def all_weights(info: BaseInfo | RefinerInfo) -> tuple[Path, ...]:
+    """Every safetensors file of a model."""
+    return tuple(sorted(info.folder.rglob("*.safetensors"))) if info.checkpoint is None else (info.checkpoint,)
 
 
 def damaged_base_files(settings: Settings) -> tuple[Path, ...]:

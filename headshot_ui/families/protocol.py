@@ -143,6 +143,7 @@ class DenoiseStep:
     step: int  # 1-based
     total: int  # steps of this stretch
     latents: torch.Tensor  # (B, C, H, W)
+    clean: torch.Tensor | None = None  # with the last step before a ``stop_at``: what is expected behind the noise
 
 
 class Vocabulary(Protocol):
@@ -187,12 +188,22 @@ class LoadedBase(Protocol):
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
         """Put a fresh fp32 LoRA on the denoiser and return its parameters in a fixed order."""
 
-    def training_loss(self, batch: TrainBatch, generator: torch.Generator, min_snr_gamma: float | None,
-                      prior_count: int = 0, prior_weight: float = 1.0) -> torch.Tensor:
+    def training_loss(
+        self,
+        batch: TrainBatch,
+        generator: torch.Generator,
+        min_snr_gamma: float | None,
+        prior_count: int = 0,
+        prior_weight: float = 1.0,
+    ) -> torch.Tensor:
         """Scalar fp32 loss; noise and timesteps come from ``generator`` (a CPU generator).
 
         The last ``prior_count`` items of the batch are class pictures of prior preservation.
         """
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients pass through float16, in which small ones vanish unless the loss is scaled."""
 
     def checkpoint_gradients(self, enabled: bool) -> None:
         """Train with less memory and more time: activations are computed twice instead of kept. Off at first."""
@@ -216,6 +227,12 @@ class LoadedBase(Protocol):
     def keep(self, parts: frozenset[str]) -> None:
         """Have only these parts ("text", "vae", "denoiser") on the device; others go to the CPU or away."""
 
+    def shed(self) -> None:
+        """Main memory is short: drop what is not used now, and from now on whatever leaves the device.
+
+        What was dropped is read again when it is needed. A denoiser with a LoRA on stays.
+        """
+
     def release(self) -> None:
         """Drop everything; the object is of no use afterwards."""
 
@@ -230,6 +247,9 @@ class LoadedRefiner(Protocol):
 
     def keep(self, parts: frozenset[str]) -> None:
         """{"denoiser"}: on the device; frozenset(): off it."""
+
+    def shed(self) -> None:
+        """As ``LoadedBase.shed``."""
 
     def release(self) -> None:
         """Drop everything; the object is of no use afterwards."""
@@ -254,6 +274,9 @@ class Family(Protocol):
 
     def vocabulary(self, info: BaseInfo) -> Vocabulary:
         """What this base can read, without loading it. Raises ModelError naming the file at fault."""
+
+    def check_lora(self, path: Path, info: BaseInfo) -> None:
+        """Look at the header of a LoRA file. Raises ModelError when it is damaged, no LoRA, or not for this base."""
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family found under ``settings.models_dir``."""

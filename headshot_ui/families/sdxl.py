@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from headshot_ui.families.bases import find_bases, find_refiners
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headshot_ui.families.protocol import (
         BaseInfo,
         LoadedBase,
@@ -57,6 +59,12 @@ class SdxlFamily:
         from headshot_ui.families.sdxl_parts.text import SdxlVocabulary
 
         return SdxlVocabulary(info)
+
+    def check_lora(self, path: Path, info: BaseInfo) -> None:
+        """Look at the header of a LoRA file. Raises ModelError when it is damaged, no LoRA, or not for this base."""
+        from headshot_ui.families.sdxl_parts.lora_header import check_header
+
+        check_header(path, info)
 
     def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
         """Refiners of this family under ``settings.models_dir``, described by a ``refiner.json`` or not."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FINISHING = "Finishing the pictures"
 STOPPED = "The work stopped before this picture was refined."
+UNFINISHED = "The work stopped before the refiner finished this picture: draw it again to see it finished."
 
 
 def finish(work: Work, folder: Path, judge: Judge | None, quiet: bool) -> None:
@@ -35,7 +36,7 @@ def finish(work: Work, folder: Path, judge: Judge | None, quiet: bool) -> None:
     for number, item in enumerate(items, start=1):
         image = _decode(work, item.latents)
         # Saved before it is judged: whatever the judge does, the picture is there.
-        work.saved.append(_save(work, folder, item, image, "" if item.refined or work.refining is None else STOPPED))
+        work.saved.append(_save(work, folder, item, image, _why_stopped(work, item)))
         try:
             if judge is not None:
                 work.saved[-1] = _judged(work, folder, item, image, judge)
@@ -47,6 +48,13 @@ def finish(work: Work, folder: Path, judge: Judge | None, quiet: bool) -> None:
             problem = problem or error
     if problem is not None:
         raise problem
+
+
+def _why_stopped(work: Work, item: Drawn) -> str:
+    """What a stop took from the picture; "" when it got all that was asked for."""
+    if item.refined or work.refining is None:
+        return ""
+    return UNFINISHED if item.unfinished else STOPPED
 
 
 def _judged(work: Work, folder: Path, item: Drawn, image: Image.Image, judge: Judge) -> Picture:
@@ -74,7 +82,7 @@ def _save(work: Work, folder: Path, item: Drawn, image: Image.Image, why: str) -
     """Write one picture; ``why`` says that it is not the refined one although that was asked for."""
     planned = item.planned
     path = folder / _file_name(planned)
-    save_png(path, image, picture_metadata(work.spec, planned, work.lora, work.mark, why))
+    save_png(path, image, picture_metadata(work.spec, planned, work.lora, work.mark, why, item.unfinished))
     refined = item.refined and not why
     return Picture(
         path, planned.preset, planned.title, planned.prompt, planned.seed, refined=refined, why_not_refined=why

@@ -89,8 +89,8 @@ def plan(
             index = len(pictures)
             seed = (spec.seed + index) % 2**63
             pictures.append(PlannedPicture(index, preset_id, title, prompt, negative, seed, width, height))
-    _check_words(base, "prompt", [picture.prompt for picture in pictures])
-    _check_words(base, "negative_prompt", [picture.negative_prompt for picture in pictures])
+    check_words(base, "prompt", [picture.prompt for picture in pictures])
+    check_words(base, "negative_prompt", [picture.negative_prompt for picture in pictures])
     return tuple(pictures)
 
 
@@ -135,7 +135,8 @@ def _to_step(pixels: float) -> int:
     return min(max(round(pixels / _SIZE_STEP) * _SIZE_STEP, _SMALLEST), _LARGEST)
 
 
-def _check_words(base: Vocabulary, field: str, texts: Sequence[str]) -> None:
+def check_words(base: Vocabulary, field: str, texts: Sequence[str]) -> None:
+    """Raise SpecError for ``field`` naming every word of ``texts`` that the base does not know."""
     unknown = dict.fromkeys(word for text in dict.fromkeys(texts) for word in base.unknown_words(text))
     if unknown:
         words = ", ".join(f"“{word}”" for word in unknown)

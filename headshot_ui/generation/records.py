@@ -43,12 +43,16 @@ def picture_metadata(
     lora: ChosenLora | None,
     refiner: RefinerMark | None = None,
     why_not_refined: str = "",
+    unfinished: bool = False,
 ) -> dict[str, Any]:
     """What goes into the PNG. ``spec`` is the resolved request, so nothing depends on later defaults.
 
-    ``why_not_refined`` is a sentence when the request asked for ``refiner`` but this picture is without it.
+    ``why_not_refined`` is a sentence when the request asked for ``refiner`` but this picture is without it;
+    ``unfinished`` is True when the base had left the end of it to the refiner.
     """
     asked = None if refiner is None else {**asdict(refiner), "why_not_refined": why_not_refined}
+    if asked is not None and unfinished:
+        asked["unfinished"] = True
     return {
         "ai_generated": AI_MARK,
         "program": f"headshot_ui {__version__}",
@@ -63,14 +67,16 @@ def regenerate(path: Path, store: Store | None = None) -> GenerateSpec:
     """The request that draws the picture ``path`` again, alone and whatever became of its preset since.
 
     Bit for bit on the CPU of the same machine; on GPUs rounding depends on the pictures drawn beside it.
-    With ``store`` the LoRA and the refiner are looked up too. Raises StoreError when the PNG holds no request,
-    ModelError when the LoRA or the refiner is no longer the one that drew it.
+    A picture that a stop left unfinished is drawn to its end. With ``store`` the LoRA and the refiner are looked up
+    too. Raises StoreError when the PNG holds no request, ModelError when the LoRA or the refiner is no longer the one
+    that drew it.
     """
     data = read_png_metadata(path)
     try:
         request = {name: value for name, value in data["request"].items() if name not in _PROMPT_FIELDS}
         picture, lora, refiner = PlannedPicture(**data["picture"]), data["lora"], data.get("refiner")
-        if refiner is None or refiner["why_not_refined"]:  # this one was not, whatever became of its neighbours
+        finished = refiner is None or not refiner.get("unfinished")
+        if refiner is None or (refiner["why_not_refined"] and finished):  # whatever became of its neighbours
             request |= {"refine": OFF, "refiner": None}
             refiner = None
         spec = GenerateSpec.from_json(

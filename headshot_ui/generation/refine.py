@@ -12,6 +12,7 @@ from headshot_ui.families.protocol import BaseInfo, LoadedRefiner, PromptEmbeds,
 from headshot_ui.generation.plan import PlannedPicture, batches
 from headshot_ui.generation.refiner_choice import ENSEMBLE, IMG2IMG, OFF, Refining, choose_refining, wanted_way
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
+from headshot_ui.memory import card_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +66,9 @@ def refine_all(work: Work, embeds: Mapping[str, PromptEmbeds], open_refiner: Ope
     by_index = {item.planned.index: item for item in work.drawn}
     with open_refiner() as refiner:
         try:
-            for batch in batches(work.planned, settings.device, settings.vram_limit_bytes):
+            for batch in batches(work.planned, settings.device, card_bytes(settings)):
                 items = [by_index[picture.index] for picture in batch]
-                latents = stage.run(refiner.refine(_request(work, refining, embeds, items)), len(items))
+                latents, _ = stage.run(refiner.refine(_request(work, refining, embeds, items)), len(items))
                 for row, item in enumerate(items):
                     _put(item, latents[row : row + 1])
                 stage.keep(len(items))
@@ -103,11 +104,17 @@ def refiner_negative(picture: PlannedPicture, refining: Refining) -> str:
 
 def _put(item: Drawn, latents: torch.Tensor) -> None:
     item.unrefined = None if item.noisy else item.latents
-    item.latents, item.noisy, item.refined = latents, False, True
+    item.latents, item.clean, item.noisy, item.refined = latents, None, False, True
 
 
 def finishable(work: Work) -> list[Drawn]:
-    """The pictures that can be finished: all but those that are still noisy after a stop, which the log counts."""
+    """The pictures that can be finished. Those that are still noisy after a stop become what the base expected of them.
+
+    Where a family cannot tell, they are left out, and the log counts them.
+    """
+    for item in work.drawn:
+        if item.noisy and item.clean is not None:
+            item.latents, item.clean, item.noisy, item.unfinished = item.clean, None, False, True
     clean = [item for item in work.drawn if not item.noisy]
     if len(clean) < len(work.drawn):
         _log.warning(

@@ -1,7 +1,7 @@
 """Draw a request: all prompts are read, all pictures drawn, all refined, then all developed and judged.
 
 Staged for the whole request and not per picture, so that each part of the models moves to the GPU once.
-A cancel or an error keeps every picture that was drawn to its end.
+A cancel or an error keeps every picture that was drawn to its end, or to where a refiner was to take over.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from headshot_ui.generation.refine import REFINING, OpenRefiner, refine_all, ref
 from headshot_ui.generation.refiner_choice import ENSEMBLE, Refining, choose_refining, mark_of
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
 from headshot_ui.likeness import Judge, rank
+from headshot_ui.memory import card_bytes
+from headshot_ui.recipes import load_recipes, with_recipe
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store, check_free_space, new_folder
 
@@ -111,6 +113,7 @@ def _checked(
     spec: GenerateSpec, store: Store, base: Vocabulary, refining: Refining | None
 ) -> tuple[GenerateSpec, ChosenLora | None, tuple[PlannedPicture, ...]]:
     """The resolved request, its LoRA and its pictures; what can be wrong with them is found here, before any work."""
+    spec = with_recipe(spec, base.info, load_recipes(store.settings))
     presets = load_presets(store.settings)
     lora = choose_lora(spec, store)
     check_family(lora, base.info)
@@ -146,7 +149,7 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds]) -> None:
     try:
         if work.lora is not None:
             loaded.use_loras([(work.lora.path, work.spec.lora_scale)])
-        for batch in batches(work.planned, settings.device, settings.vram_limit_bytes):
+        for batch in batches(work.planned, settings.device, card_bytes(settings)):
             request = DenoiseRequest(
                 embeds=stacked(embeds, (picture.prompt for picture in batch)),
                 negative_embeds=stacked(embeds, (picture.negative_prompt for picture in batch)),
@@ -157,8 +160,11 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds]) -> None:
                 width=batch[0].width,
                 stop_at=refining.switch if refining is not None and halfway else 1.0,
             )
-            latents = stage.run(loaded.denoise(request), len(batch))
-            work.drawn += [Drawn(picture, latents[row : row + 1], noisy=halfway) for row, picture in enumerate(batch)]
+            latents, clean = stage.run(loaded.denoise(request), len(batch))
+            work.drawn += [
+                Drawn(picture, latents[row : row + 1], halfway, None if clean is None else clean[row : row + 1])
+                for row, picture in enumerate(batch)
+            ]
             stage.keep(len(batch))
     finally:
         loaded.use_loras(())

@@ -34,6 +34,8 @@ class Drawn:
     planned: PlannedPicture
     latents: torch.Tensor
     noisy: bool = False  # the base stopped half-way for a refiner that has not been there yet
+    clean: torch.Tensor | None = None  # while noisy: what the base expected behind the noise, should nobody come
+    unfinished: bool = False  # nobody came: the latents are what the base expected
     refined: bool = False
     unrefined: torch.Tensor | None = None  # what the refiner drew over; None where it took over half-way
 
@@ -77,17 +79,19 @@ class DrawingStage:
         self._finished = 0  # pictures
         work.report(name, 0, self._total)
 
-    def run(self, steps: Iterator[DenoiseStep], size: int) -> torch.Tensor:
-        """(B, C, h, w) after the last step, on the CPU. Raises Cancelled; call ``keep`` once they are safe."""
-        latents = None
+    def run(self, steps: Iterator[DenoiseStep], size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, C, h, w) after the last step and, if noise is left, those expected behind it; both on the CPU.
+
+        Raises Cancelled; call ``keep`` once they are safe.
+        """
+        done = None
         for done in steps:
-            latents = done.latents
             shown = done.step % PREVIEW_EVERY == 0 or done.step == done.total
-            preview = _save_preview(self._work, latents) if shown else None
+            preview = _save_preview(self._work, done.latents) if shown else None
             if done.step < done.total:  # the last step is reported once its pictures are kept: a cancel loses none
                 self._report(self._finished * self._steps + done.step * size, preview)
-        assert latents is not None
-        return latents.cpu()
+        assert done is not None
+        return done.latents.cpu(), None if done.clean is None else done.clean.cpu()
 
     def keep(self, size: int) -> None:
         """So many more pictures are safe. Raises Cancelled."""

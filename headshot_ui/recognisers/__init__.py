@@ -11,6 +11,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Protocol
 
 from headshot_ui.errors import ModelError
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,7 @@ def find_recogniser(settings: Settings, base: BaseInfo) -> RecogniserLoader:
         if loader.available(settings):
             return loader
     places = " or ".join(str(loader.weights(settings)) for loader in suitable) or "headshot_ui/recognisers"
+    get = "" if base.demo else f"{how_to_get('arcface')}, or "
     raise ModelError(
-        f"No face recogniser for “{base.title}” is installed, so likeness cannot be measured: put one at {places}."
+        f"No face recogniser for “{base.title}” is installed, so likeness cannot be measured: {get}put one at {places}."
     )

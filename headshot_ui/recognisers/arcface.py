@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headshot_ui.errors import ModelError
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,9 +110,11 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         return state
     except FileNotFoundError as error:
-        raise ModelError(f"The face recogniser is missing: put its weights at {path}.") from error
+        raise ModelError(
+            f"The face recogniser is missing: {how_to_get('arcface')}, or put its weights at {path}."
+        ) from error
     except Exception as error:  # every reader has its own errors for a damaged file
-        raise ModelError(f"The face recogniser {path} is damaged: download it again.") from error
+        raise ModelError(f"The face recogniser {path} is damaged: {how_to_get('arcface')}.") from error
 
 
 @dataclass(frozen=True)

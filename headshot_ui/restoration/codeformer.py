@@ -16,6 +16,7 @@ from headshot_ui.restoration import licence
 from headshot_ui.restoration.device import NetRestorer
 from headshot_ui.restoration.protocol import RestorerInfo
 from headshot_ui.restoration.weights import find_file, read_spandrel
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,10 @@ class CodeFormerRestorer:
             return "CodeFormer needs the package spandrel-extra-arches: run “python3 app.py” to set everything up."
         path = self.weights(settings)
         if not path.is_file():
-            return f"CodeFormer is not installed: get {path.name} from {RELEASE} and put it at {path}."
+            return (
+                f"CodeFormer is not installed: {how_to_get(self.info.id)}; or take {path.name} from {RELEASE} and put "
+                f"it at {path}."
+            )
         if not licence.accepted(settings, self.info.id):
             return (
                 f"CodeFormer is for non-commercial use only ({self.info.licence}, {LICENCE_PAGE}): accept its licence "

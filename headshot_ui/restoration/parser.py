@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from headshot_ui.errors import ModelError
 from headshot_ui.restoration.device import DeviceNet
 from headshot_ui.restoration.weights import find_file, read_state
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,8 +80,8 @@ def missing(settings: Settings) -> str:
     if path.is_file():
         return ""
     return (
-        f"The outline of a face needs a network that is not installed: get {path.name} from {RELEASE} and put it at "
-        f"{path}, or restore without the outline."
+        f"The outline of a face needs a network that is not installed: {how_to_get('parser')}; or take {path.name} "
+        f"from {RELEASE} and put it at {path}; or restore without the outline."
     )
 
 

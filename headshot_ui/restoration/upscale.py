@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from headshot_ui.restoration.device import DeviceNet
 from headshot_ui.restoration.weights import find_file, read_spandrel
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,7 +187,10 @@ def missing(factor: int, settings: Settings) -> str:
     if weights(factor, settings) is not None:
         return ""
     place = settings.models_dir / "realesrgan" / f"RealESRGAN_x{factor}plus.pth"
-    return f"Enlarged plainly, without new detail: for more, get {place.name} from {RELEASE} and put it at {place}."
+    return (
+        f"Enlarged plainly, without new detail: for more, {how_to_get(f'realesrgan-x{factor}')}; or take {place.name} "
+        f"from {RELEASE} and put it at {place}."
+    )
 
 
 def load_upscaler(factor: int, settings: Settings) -> LoadedUpscaler:

@@ -59,4 +59,6 @@ def _read(path: Path, what: str, reader: Callable[[], dict[str, torch.Tensor]]) 
     try:
         return reader()
     except Exception as error:  # every reader has its own errors for a damaged or dangerous file
-        raise ModelError(f"{path} is damaged or no file of {what}: get it again.") from error
+        raise ModelError(
+            f"{path} is damaged or no file of {what}: get it again, under Models on the page or with “models get”."
+        ) from error

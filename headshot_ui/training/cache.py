@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from headshot_ui.dataset.buckets import Bucket, shrunk
 from headshot_ui.dataset.types import Dataset
 from headshot_ui.errors import DatasetError
 from headshot_ui.families.protocol import LoadedBase, TrainBatch
@@ -30,7 +32,8 @@ class Item:
     embeds: Embeds  # without the first dimension
     size_px: tuple[int, int]  # (height, width) of the picture that was encoded
     original_size: tuple[int, int]  # (height, width) before resizing
-    crop_top_left: tuple[int, int] = (0, 0)
+    crop_top_left: tuple[int, int] = (0, 0)  # in pixels after resizing
+    prepared_px: tuple[int, int] | None = None  # (height, width) of the prepared picture that was shrunk
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,19 +51,43 @@ def encode_texts(loaded: LoadedBase, texts: Sequence[str], report: Reporter) -> 
 
 
 def cache_photos(
-    loaded: LoadedBase, dataset: Dataset, texts: Mapping[str, Embeds], report: Reporter
+    loaded: LoadedBase, dataset: Dataset, texts: Mapping[str, Embeds], report: Reporter, shrunk_px: int | None = None
 ) -> tuple[Item, ...]:
-    """Latents (the posterior's mean) and embeddings of the training photos, unflipped: faces are not symmetric."""
+    """Latents (the posterior's mean) and embeddings of the training photos, unflipped: faces are not symmetric.
+
+    With ``shrunk_px`` photos prepared for a larger square are made smaller first; their shapes stay.
+    """
     photos = training_photos(dataset)
     items = []
     for number, photo in enumerate(photos):
         report(PHOTO_STAGE, number, len(photos))
-        picture = picture_tensor(dataset.folder / photo.crop)
+        path = dataset.folder / photo.crop
+        if shrunk_px is None or shrunk_px >= dataset.size_px:
+            picture, prepared, corner = picture_tensor(path), None, photo.crop_top_left
+        else:
+            prepared = _size(path)
+            smaller = shrunk(Bucket(*prepared), dataset.size_px, shrunk_px)
+            picture = picture_tensor(path, (smaller.height, smaller.width))
+            corner = _shrunk_corner(photo.crop_top_left, prepared, smaller)
         size = (picture.shape[2], picture.shape[3])
         latents = loaded.encode_images(picture)[0].float().cpu()
-        items.append(Item(latents, texts[photo.caption], size, photo.original_size, photo.crop_top_left))
+        items.append(Item(latents, texts[photo.caption], size, photo.original_size, corner, prepared))
     report(PHOTO_STAGE, len(photos), len(photos))
     return tuple(items)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture file. Raises DatasetError when it cannot be read."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def _shrunk_corner(corner: tuple[int, int], prepared: tuple[int, int], smaller: Bucket) -> tuple[int, int]:
+    """The crop condition (top, left) of a shrunk picture: as far in as before, and what filling its shape cuts off."""
+    height, width = prepared
+    factor = max(smaller.height / height, smaller.width / width)
+    top, left = (corner[0] * factor, corner[1] * factor)
+    return round(top + (height * factor - smaller.height) / 2), round(left + (width * factor - smaller.width) / 2)
 
 
 def cache_class_pictures(
@@ -70,14 +97,22 @@ def cache_class_pictures(
     texts: Mapping[str, Embeds],
     photos: Sequence[Item],
 ) -> dict[tuple[int, ...], tuple[Item, ...]]:
-    """Class pictures as items for every shape the photos have, because one batch holds one shape."""
-    sizes = {item.shape: item.size_px for item in photos}
+    """Class pictures as items for every shape the photos have, because one batch holds one shape.
+
+    Where photos were shrunk these are too, from the size at which they were drawn.
+    """
+    like = {item.shape: item for item in photos}
     return {
         shape: tuple(
-            Item(loaded.encode_images(picture_tensor(path, size))[0].float().cpu(), texts[prompt], size, size)
+            Item(
+                loaded.encode_images(picture_tensor(path, item.size_px))[0].float().cpu(),
+                texts[prompt],
+                item.size_px,
+                item.prepared_px or item.size_px,
+            )
             for path, prompt in zip(paths, prompts, strict=True)
         )
-        for shape, size in sizes.items()
+        for shape, item in like.items()
     }
 
 
@@ -86,15 +121,21 @@ def picture_tensor(path: Path, size: tuple[int, int] | None = None) -> torch.Ten
 
     Raises DatasetError when it cannot be read.
     """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DatasetError(f"{path} cannot be read any more: prepare the photos again.") from error
+    with _opened(path) as file:
+        image = file.convert("RGB")
     if size is not None:
         image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(image).copy()).float().div_(127.5).sub_(1)
     return pixels.permute(2, 0, 1)[None]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as file:
+            yield file
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DatasetError(f"{path} cannot be read any more: prepare the photos again.") from error
 
 
 def make_batch(items: Sequence[Item], dropped: Sequence[bool], empty: Embeds, device: torch.device) -> TrainBatch:

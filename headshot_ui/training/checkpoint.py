@@ -17,7 +17,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Checkpoint:
     generator: torch.Tensor  # state of the run's generator
     waiting: tuple[int, ...]  # photos still to come in this round
     class_waiting: tuple[int, ...] = ()
+    scaler: Mapping[str, Any] = field(default_factory=dict)  # of the loss; {} without one
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -50,7 +51,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     from safetensors.torch import save
 
     packed = io.BytesIO()  # torch.save to a file reports a full disk in its own obscure way
-    torch.save({"optimizer": checkpoint.optimizer, "generator": checkpoint.generator}, packed)
+    rest = {"optimizer": checkpoint.optimizer, "generator": checkpoint.generator, "scaler": dict(checkpoint.scaler)}
+    torch.save(rest, packed)
     files = {LORA: save({name: tensor.contiguous() for name, tensor in checkpoint.lora.items()}),
              OPTIMIZER: packed.getvalue()}  # fmt: skip
     final = folder / f"step-{checkpoint.step:06d}"
@@ -115,6 +117,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         generator=packed["generator"],
         waiting=tuple(state["waiting"]),
         class_waiting=tuple(state["class_waiting"]),
+        scaler=packed.get("scaler", {}),  # checkpoints of before had none
     )
 
 

@@ -43,6 +43,7 @@ def draw(
     )
     for state in loaded.denoise(request):
         after_step(state.step, state.total)
+    loaded.keep(frozenset({"vae"}))  # beside the UNet there is no room on a small card
     return loaded.decode_latents(state.latents)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headshot_ui.dataset.types import Dataset, PreparedPhoto
-from headshot_ui.errors import DatasetError
-from headshot_ui.families.protocol import BaseDefaults
-from headshot_ui.specs import TrainSpec
+from headshot_ui.errors import DatasetError, SpecError
+from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.recipes import Recipe, with_recipe
+from headshot_ui.specs import TRAIN_USUAL, TrainSpec
 
 WARMUP_STEPS = 10
 
@@ -34,6 +36,8 @@ class Plan:
     seed: int
     checkpoint_every: int
     sample_every: int
+    optimizer: str
+    size_px: int
 
 
 def plan_of(resolved: TrainSpec) -> Plan:
@@ -41,19 +45,42 @@ def plan_of(resolved: TrainSpec) -> Plan:
     return Plan(**{field.name: getattr(resolved, field.name) for field in dataclasses.fields(Plan)})
 
 
-def resolve(spec: TrainSpec, defaults: BaseDefaults) -> TrainSpec:
-    """``spec`` with every None replaced by the base model's own default, except ``run`` and a weighting it lacks."""
+def resolve(spec: TrainSpec, info: BaseInfo, recipes: Mapping[str, Recipe]) -> TrainSpec:
+    """``spec`` with every None replaced by what its recipe says, else by the base model's own default.
+
+    ``run`` stays None, and so does a weighting that neither of them has. Raises SpecError for an unknown recipe, and
+    for photos that should be larger than the base model's own size.
+    """
+    return complete(with_recipe(spec, info, recipes), info)
+
+
+def complete(spec: TrainSpec, info: BaseInfo) -> TrainSpec:
+    """``resolve`` without a recipe: for a run that was begun, whose spec has all that its recipe said.
+
+    Gradient checkpointing is off unless asked for; what the memory needs is asked for by ``forecast.settled``.
+    """
+    defaults = info.defaults
     rank = spec.rank or defaults.rank
+    if spec.size_px is not None and spec.size_px > info.size_px:
+        raise SpecError(
+            "size_px",
+            f"The size of the photos is {spec.size_px}, but “{info.title}” is made for {info.size_px}: choose "
+            f"{info.size_px} or less.",
+        )
+    usual = {name: value for name, value in TRAIN_USUAL.items() if getattr(spec, name) is None}
     return dataclasses.replace(
         spec,
         steps=spec.steps or defaults.train_steps,
         rank=rank,
         alpha=float(rank) if spec.alpha is None else spec.alpha,
         learning_rate=spec.learning_rate or defaults.learning_rate,
+        gradient_checkpointing=bool(spec.gradient_checkpointing),  # see forecast.settled
         batch_size=spec.batch_size or defaults.batch_size,
         min_snr_gamma=defaults.min_snr_gamma if spec.min_snr_gamma is None else spec.min_snr_gamma,
         checkpoint_every=spec.checkpoint_every or defaults.checkpoint_every,
         sample_every=spec.sample_every or defaults.sample_every,
+        size_px=spec.size_px or info.size_px,
+        **usual,
     )
 
 

@@ -14,16 +14,19 @@ from headshot_ui.dataset.types import Dataset
 from headshot_ui.errors import Cancelled, DatasetError, SpecError, StoreError
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.jobs import Reporter
+from headshot_ui.recipes import load_recipes
 from headshot_ui.runs import Run, RunState, change_run, create_run, find_run, load_run, resume_run
 from headshot_ui.specs import TrainSpec
-from headshot_ui.store import Store, check_free_space, write_json_atomic
+from headshot_ui.store import Store, check_free_space, readable_bytes, write_json_atomic
 from headshot_ui.training.cache import Embeds, cache_class_pictures, cache_photos, encode_texts
 from headshot_ui.training.checkpoint import KEPT, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
 from headshot_ui.training.drawing import class_pictures, draw_sample
 from headshot_ui.training.loop import Trainer
+from headshot_ui.training.optimizers import ADAMW, ADAMW_8BIT, choose_optimizer, moment_bytes
 from headshot_ui.training.plan import (
     Plan,
     class_prompts,
+    complete,
     fingerprint,
     plan_of,
     resolve,
@@ -103,7 +106,7 @@ class _OpenedRun:
 
 
 def _begin_run(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset) -> _OpenedRun:
-    resolved = resolve(spec, loaded.info.defaults)
+    resolved = resolve(spec, loaded.info, load_recipes(store.settings))
     plan = plan_of(resolved)
     facts = {"dataset": fingerprint(dataset), "trigger": dataset.trigger, "class_word": dataset.class_word}
     run = create_run(store, resolved, total=plan.steps)
@@ -118,7 +121,10 @@ def _continue_run(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Da
         raise DatasetError(
             f"The photos or captions of “{spec.person}” changed since the run “{run.name}” began: start a new run."
         )
-    resolved = resolve(dataclasses.replace(run.spec, steps=spec.steps or run.spec.steps), loaded.info.defaults)
+    # Checkpointing changes no number, so a run may go on with it on a card with less memory.
+    checkpointing = bool(spec.gradient_checkpointing or run.spec.gradient_checkpointing)
+    changed = dataclasses.replace(run.spec, steps=spec.steps or run.spec.steps, gradient_checkpointing=checkpointing)
+    resolved = complete(changed, loaded.info)
     plan = plan_of(resolved)
     run = change_run(resume_run(run), spec=resolved, total=plan.steps)
     saved, damaged = newest_checkpoint(run.folder / CHECKPOINTS)
@@ -155,12 +161,29 @@ def _trainer(
         loaded.keep(frozenset({"denoiser", "vae"}))
         pictures = class_pictures(loaded, store, dataset.person, prompts, texts, report)
     loaded.keep(frozenset({"vae"}))
-    photos = cache_photos(loaded, dataset, texts, report)
+    shrunk = plan.size_px if plan.size_px < loaded.info.size_px else None
+    photos = cache_photos(loaded, dataset, texts, report, shrunk)
     class_items = cache_class_pictures(loaded, pictures, prompts, texts, photos) if prompts else {}
     loaded.keep(frozenset({"denoiser"}))
-    trainer = Trainer.start(loaded, plan, photos, class_items, texts[""])
+    saved = None if opened.saved is None else opened.saved.optimizer
+    optimizer, problem = choose_optimizer(plan.optimizer, store.settings.device, saved)
+    trainer = Trainer.start(loaded, dataclasses.replace(plan, optimizer=optimizer), photos, class_items, texts[""])
+    if problem:
+        _tell_32bit(trainer, problem, report)
     check_free_space(opened.run.folder, _disk_bytes(trainer))
     return trainer, texts
+
+
+def _tell_32bit(trainer: Trainer, problem: str, report: Reporter) -> None:
+    """A run never fails for want of 8-bit AdamW: it would only save a little memory."""
+    sizes = [parameter.numel() for parameter in trainer.parameters]
+    more = sum(moment_bytes(size, ADAMW) - moment_bytes(size, ADAMW_8BIT) for size in sizes)
+    note = (
+        f"8-bit AdamW was not used, because {problem}: the training goes on with AdamW in 32 bit, which learns the "
+        f"same and takes {readable_bytes(more)} more memory."
+    )
+    _log.warning("%s", note)
+    report(note, trainer.step, trainer.plan.steps, note=note)
 
 
 def _disk_bytes(trainer: Trainer) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from headshot_ui.ui import studio_templates as templates
-from headshot_ui.ui.generate_request import EXPERT, FIELDS, LOOKS, NO_LORA, RefineChoice
+from headshot_ui.ui.generate_request import EXPERT, FIELDS, FILE, LOOKS, NO_LORA, RefineChoice
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.templates import EMPTY, NOTE, PREVIEW, PROBLEM
 from headshot_ui.ui.tiles import Tile, tiles_html, tiles_value
@@ -41,6 +41,8 @@ class Form:
     card: gr.Column
     fields: Mapping[str, Any]
     problems: Mapping[str, gr.HTML]
+    lora_file: gr.File
+    lora_note: gr.HTML
     untrained: gr.HTML
     untrained_there: gr.Button
     refine_note: gr.HTML
@@ -86,7 +88,10 @@ def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoic
         with gr.Row(elem_classes="hs-fields"):
             with gr.Column(min_width=260):
                 fields["lora"] = gr.Dropdown([], value=None, label="Training to use", filterable=False, elem_id="lora")
+                lora_file = gr.File(label="Your LoRA (.safetensors)", file_types=[".safetensors"], height=150,
+                                    visible=False, elem_id="lora-file", elem_classes="hs-drop")  # fmt: skip
                 problems["lora"] = _problem("lora")
+                lora_note = safe_html({"text": ""}, NOTE, elem_id="lora-note", elem_classes="hs-place")
                 untrained = safe_html({"text": ""}, NOTE, elem_id="untrained", elem_classes="hs-place")
                 untrained_there = gr.Button("Go to Train", elem_id="to-train", elem_classes="hs-plain hs-narrow",
                                             size="sm", visible=False)  # fmt: skip
@@ -115,8 +120,8 @@ def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoic
         draw = gr.Button("Draw headshots", variant="primary", size="lg", elem_id="draw")
         draw_problem = _problem("draw")
         preview = safe_html({"picture": ""}, PREVIEW, elem_id="generate-preview", elem_classes="hs-place")
-    return Form(nobody, nobody_there, card, fields, problems, untrained, untrained_there, refine_note, dice, expert,
-                base_note, plan, draw, draw_problem, preview)  # fmt: skip
+    return Form(nobody, nobody_there, card, fields, problems, lora_file, lora_note, untrained, untrained_there,
+                refine_note, dice, expert, base_note, plan, draw, draw_problem, preview)  # fmt: skip
 
 
 def _expert(
@@ -182,7 +187,7 @@ def refine_values(choice: RefineChoice) -> list[Any]:
 def lora_values(choices: list[tuple[str, str]], wanted: str | None, person: str) -> list[Any]:
     """Values of the training's choice, the note and the button under it."""
     known = [value for _, value in choices]
-    trained = known != [NO_LORA]
+    trained = bool({*known} - {NO_LORA, FILE})
     chosen = wanted if wanted in known else (known[0] if trained else None)
     note = "" if trained or not person else (
         f"“{person}” has no finished training yet. Train first, so that the pictures look like the person."

@@ -15,7 +15,9 @@ from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.prompts import render_free
 from headshot_ui.runs import Run, list_runs
 from headshot_ui.specs import GenerateSpec
+from headshot_ui.store import Store
 from headshot_ui.ui.gallery import small_addresses
+from headshot_ui.ui.lora_files import ENDING, find_lora
 from headshot_ui.ui.picture_sets import counted
 from headshot_ui.ui.tiles import Tile, chosen_ids, tiles_value
 
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo
     from headshot_ui.generation.presets import Preset
     from headshot_ui.settings import Settings
-    from headshot_ui.store import Store
 
-LATEST, NO_LORA = "latest", "none"
+LATEST, NO_LORA, FILE = "latest", "none", "file"
+FILE_OF = "file:"  # before the name of a LoRA file that is kept with the person
 #: Fields of the tab in the order of its inputs; the names are those of GenerateSpec.
 FIELDS = ("presets", "prompt", "lora", "count", "refine", "seed", "base", "steps", "guidance_scale", "width", "height",
           "negative_prompt", "lora_scale", "refiner_switch", "refiner_strength", "keep_best")  # fmt: skip
@@ -83,12 +85,14 @@ def base_of(store: Store, person: str, bases: Sequence[str]) -> str | None:
     return next((base for base in trained if base in bases), bases[0] if bases else None)
 
 
-def lora_choices(runs: tuple[Run, ...]) -> list[tuple[str, str]]:
-    """(words, value) pairs: the newest training, every training, and drawing without any."""
+def lora_choices(runs: tuple[Run, ...], files: Sequence[Path] = ()) -> list[tuple[str, str]]:
+    """(words, value) pairs: the newest training, every training, files from elsewhere, and drawing without any."""
     named = [(f"Training of {run_words(run)}", run.name) for run in runs]
     finished = next((run for run in runs if run.state == "done"), None)
     newest = [(f"Newest training ({run_words(finished)})", LATEST)] if finished else []
-    return [*newest, *named, ("No training: somebody the bare model makes up", NO_LORA)]
+    kept = [(f"LoRA file “{path.name}”", FILE_OF + path.name) for path in files]
+    none = ("No training: somebody the bare model makes up", NO_LORA)
+    return [*newest, *named, *kept, none, ("Add a LoRA file of mine …", FILE)]
 
 
 def run_words(run: Run) -> str:
@@ -128,10 +132,25 @@ def generate_request(person: str, values: Mapping[str, Any], settings: Settings)
         raise SpecError(
             "lora", f"“{person}” has no finished training yet: train first, or choose to draw without a training."
         )
-    filled["lora"] = None if filled["lora"] == NO_LORA else filled["lora"]
+    filled["lora"] = _lora(filled["lora"], person, values["base"], settings)
     required = {name: filled[name] for name in ("count", "seed", "lora_scale") if filled[name] is not None}
     rest = {name: value for name, value in filled.items() if name not in ("count", "seed", "lora_scale")}
     return GenerateSpec(person=person, **rest, **required)
+
+
+def _lora(chosen: str, person: str, base: str, settings: Settings) -> str | None:
+    """What GenerateSpec.lora says for a choice. Raises SpecError for a file that is gone or does not fit."""
+    if chosen == NO_LORA:
+        return None
+    if chosen == FILE:
+        raise SpecError("lora", "Add your LoRA file first, or choose another training.")
+    if not chosen.startswith(FILE_OF):
+        return chosen
+    try:
+        info = families.find_base(base, settings)
+    except ModelError as error:
+        raise SpecError("base", str(error)) from error
+    return str(find_lora(Store(settings), person, chosen.removeprefix(FILE_OF), info))
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -170,7 +189,8 @@ def filled_from(spec: GenerateSpec, info: BaseInfo | None, tiles: Sequence[Tile]
     values = {name: getattr(spec, name) for name in FIELDS}
     values |= {name: None for name, value in usual.items() if values[name] == value}
     values["presets"] = tiles_value(LOOKS, tiles, spec.presets)
-    values["lora"] = spec.lora or NO_LORA
+    lora = spec.lora or NO_LORA
+    values["lora"] = FILE_OF + Path(lora).name if lora.endswith(ENDING) else lora
     values["refine"] = spec.refine or "off"
     for name in (*TYPED, "negative_prompt"):
         values[name] = "" if values[name] is None else str(values[name])

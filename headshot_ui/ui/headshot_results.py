@@ -11,7 +11,7 @@ import gradio as gr
 
 from headshot_ui.errors import HeadshotError
 from headshot_ui.store import Store
-from headshot_ui.ui import export_box
+from headshot_ui.ui import export_box, set_box
 from headshot_ui.ui import headshot_view as views
 from headshot_ui.ui import studio_templates as templates
 from headshot_ui.ui.export_box import SENDS, ExportBox
@@ -19,6 +19,7 @@ from headshot_ui.ui.headshot_view import Seen, View
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.page_js import BUTTONS
 from headshot_ui.ui.picture_sets import ALL, delete_picture, picture_id, settings_of, undelete_picture
+from headshot_ui.ui.set_box import SetBox
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, nudged
 from headshot_ui.ui.templates import PROBLEM
 
@@ -43,6 +44,7 @@ class Results:
     undo: gr.Button
     problem: gr.HTML
     grid: gr.HTML
+    whole: SetBox
     box: ExportBox
     export_column: gr.Column
     view: gr.State
@@ -78,10 +80,11 @@ def layout() -> Results:
         undo = gr.Button("Undo", visible=False, elem_id="undo-delete", elem_classes="hs-plain hs-narrow")
         problem = safe_html({"text": ""}, PROBLEM, elem_id="headshots-problem", elem_classes="hs-problem-place")
         grid = safe_html({"shots": []}, templates.GRID, js_on_load=BUTTONS, elem_id="grid")
+        whole = set_box.layout()
         with gr.Column(visible=False) as export_column:
             box = export_box.layout("headshots")
     return Results(card, heading, switches, sets, which, closer, large, facts, star, restore, again, use, delete, undo,
-                   problem, grid, box, export_column, view, aside)  # fmt: skip
+                   problem, grid, whole, box, export_column, view, aside)  # fmt: skip
 
 
 def values(store: Store, shown_dir: Path, person: str, seen: Seen) -> list[Any]:
@@ -144,6 +147,7 @@ def wire(results: Results, shell: Shell, use_settings: Callable[[Any], list[Any]
           **QUIET)  # fmt: skip
     results.grid.click(press, shown, [results.problem, *results.shown], **CLICK)
     results.star.click(star, shown, [results.problem, *results.shown], **CLICK)
+    set_box.wire(results.whole, shell, results.view, results.grid)
     _wire_deleting(results, shell, store, answer)
     _wire_leaving(results, shell, store, use_settings, form_outputs)
     export_box.wire(results.box, shell, results.view, results.large, lambda person, view: _path_of(store, person, view))

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import HeadshotError
+from headshot_ui.store import readable_bytes
 
 if TYPE_CHECKING:
     from headshot_ui.jobs import Snapshot
 
 #: On which tab the results of each kind of job are seen.
 TAB_OF = {"prepare": "dataset", "train": "train", "generate": "generate", "headshots": "generate",
-          "restore": "restore", "export": "generate"}  # fmt: skip
+          "restore": "restore", "export": "generate", "download": ""}  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One sentence, the folder with the results ("" where there is none), and the tab that shows them."""
+    """One sentence, the folder with the results ("" where there is none), and the tab that shows them ("": none)."""
 
     text: str
     folder: str
@@ -37,6 +38,8 @@ def outcome_of(now: Snapshot) -> Outcome:
     if now.state == "cancelled":
         return Outcome("Cancelled; what was finished is kept.", "", tab)
     text, folder = _TOLD.get(now.kind, _anything)(now.result)
+    if now.kind == "download":  # what was moved aside, or could not be checked against anything published
+        text = " ".join([text, *now.notes])
     return Outcome(text, str(folder) if folder else "", tab)
 
 
@@ -87,11 +90,26 @@ def _save_sheet(made: Any) -> None:
 def _restored(made: Any) -> tuple[str, Path | None]:
     skipped = sum(bool(picture.skipped) for picture in made.pictures)
     text = f"{count_of(len(made.pictures) - skipped, 'picture')} restored"
-    return text + (f"; {skipped} without a face that could be repaired." if skipped else "."), made.folder
+    text += f"; {skipped} without a face that could be repaired." if skipped else "."
+    refused = getattr(made, "refused", ())
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        text += f" Left out: {refused[0].name}{more}: {refused[0].reason}"
+    return text, made.folder
 
 
 def _exported(made: Any) -> tuple[str, Path | None]:
     return f"{count_of(len(made.files), 'file')} exported.", made.folder
+
+
+def _downloaded(made: Any) -> tuple[str, Path | None]:
+    bad = [str(check.path) for entry in made.entries for check in entry.checks if not check.ok]
+    if bad:
+        return f"Not as it should be: {', '.join(bad)}. Get it again under Models.", made.folder
+    if all(entry.already for entry in made.entries):
+        return "Everything is here already.", made.folder
+    size = sum(entry.fetched_bytes for entry in made.entries)
+    return f"{readable_bytes(size)} downloaded and checked." if size else "All files are good.", made.folder
 
 
 def _anything(made: Any) -> tuple[str, Path | None]:
@@ -105,4 +123,5 @@ _TOLD: Mapping[str, Callable[[Any], tuple[str, Path | None]]] = {
     "headshots": _whole,
     "restore": _restored,
     "export": _exported,
+    "download": _downloaded,
 }

@@ -14,13 +14,13 @@ import gradio as gr
 from headshot_ui.errors import HeadshotError
 from headshot_ui.settings import Settings
 from headshot_ui.store import Store
-from headshot_ui.ui import people, templates
+from headshot_ui.ui import models_panel, models_view, people, templates
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.live import EngineLike, Live
 from headshot_ui.ui.page_js import BUTTONS, READY
 from headshot_ui.ui.tab import CLICK, QUIET, TABS, Shell, Tab, nudged
 
-OWN_OUTPUTS = 8  # of a refresh, before those of the tabs
+OWN_OUTPUTS = 10  # of a refresh, before those of the tabs
 BUSY_S, IDLE_S = 1.0, 4.0  # between two looks at what is new
 TITLES = {"dataset": "Dataset", "train": "Train", "generate": "Generate", "restore": "Restore"}
 #: Where the browser keeps who and what was last looked at. The "secret" only has to stay the same over restarts.
@@ -37,6 +37,7 @@ class Seen:
     bar: Any = None
     people: tuple[str, ...] = ()
     tabs: Mapping[str, Any] = field(default_factory=dict)
+    models: Any = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Board:
     shell: Shell
     people: people.People
     bar: gr.HTML
+    models: models_panel.ModelsPanel
     seen: gr.State
     stored_person: gr.BrowserState
     stored_tab: gr.BrowserState
@@ -60,6 +62,7 @@ def build_page(engine: EngineLike, settings: Settings, shown_dir: Path, live: Li
     with gr.Blocks(title="Headshots", analytics_enabled=False) as page:
         board = _layout(engine, settings, shown_dir, live, store)
         people.wire(board.people, board.shell, store)
+        models_panel.wire(board.models, live, settings, board.shell.nudge)
         _wire(page, board, live, store)
     return page
 
@@ -70,6 +73,7 @@ def _layout(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live,
         row = people.picker_layout(store.people())
     picker = people.layout(store.people(), row)
     bar = safe_html({"shown": False}, html_template=templates.BAR, js_on_load=BUTTONS, elem_id="bar")
+    models = models_panel.layout(settings)
     timer, idle = gr.Timer(BUSY_S, active=False), gr.Timer(IDLE_S)
     seen, nudge, lora, to_restore = gr.State(Seen()), gr.State(0.0), gr.State(), gr.State()
     stored_person = gr.BrowserState("", storage_key=STORED_PERSON, secret=STORED_WITH)
@@ -77,16 +81,17 @@ def _layout(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live,
     built: dict[str, Tab] = {}
     with gr.Tabs(selected=TABS[0], elem_id="tabs", overflow_behavior="wrap") as tabs:
         shell = Shell(engine, settings, live, shown_dir, picker.person, timer, tabs, nudge, picker.name,
-                      picker.name_problem, lora, to_restore)  # fmt: skip
+                      picker.name_problem, lora, to_restore, models.installed)  # fmt: skip
         for name in TABS:
             with gr.Tab(TITLES[name], id=name, elem_id=f"tab-{name}", elem_classes="hs-tab"):
                 built[name] = importlib.import_module(f"headshot_ui.ui.tabs.{name}").build(shell)
-    return Board(shell, picker, bar, seen, stored_person, stored_tab, idle, built)
+    return Board(shell, picker, bar, models, seen, stored_person, stored_tab, idle, built)
 
 
 def _wire(page: gr.Blocks, board: Board, live: Live, store: Store) -> None:
     shell, picker = board.shell, board.people
     outputs = [board.bar, picker.person, picker.row, picker.delete, picker.adding, shell.timer, board.idle, board.seen,
+               board.models.rows, board.models.installed,
                *(output for name in TABS for output in board.tabs[name].outputs)]  # fmt: skip
 
     def refresh(person: str | None, seen: Seen) -> list[Any]:
@@ -124,22 +129,25 @@ def _wire_bar(board: Board, live: Live) -> None:
         wanted, job_id = str(event.do), str(event.item)
         values: list[Any] = [gr.skip()] * len(people.chosen_outputs(board.people))
         tab: Any = gr.skip()
+        models: Any = gr.skip()
         if wanted == "cancel":
             live.cancel(job_id)
         elif wanted == "dismiss":
             live.dismiss(job_id)
         elif wanted == "show" and (job := live.find(job_id)) is not None:
-            values = people.chosen_values(live, live.person_of(job))
-            tab = gr.Tabs(selected=live.outcome(job).tab)
-        return [*values, tab, nudged()]
+            about = live.person_of(job)
+            values = people.chosen_values(live, about) if about else values
+            tab = gr.Tabs(selected=live.outcome(job).tab) if about else gr.skip()
+            models = gr.skip() if about else gr.Accordion(open=True)
+        return [*values, tab, models, nudged()]
 
-    outputs = [*people.chosen_outputs(board.people), board.shell.tabs, board.shell.nudge]
+    outputs = [*people.chosen_outputs(board.people), board.shell.tabs, board.models.box, board.shell.nudge]
     board.bar.click(press, None, outputs, **CLICK)
 
 
 def newest_person(live: Live, known: tuple[str, ...]) -> str:
     """Whom a fresh browser shows: the person of the newest job, else the first one."""
-    for job in reversed(live.jobs()):
+    for job in reversed([job for job in live.jobs() if live.person_of(job)]):
         if live.person_of(job) in known or not job.snapshot.finished:
             return live.person_of(job)
     return known[0] if known else ""
@@ -160,7 +168,8 @@ def _refresh(board: Board, live: Live, person: str, seen: Seen) -> list[Any]:
     bar, names = live.bar(), tuple(live.people(person))
     busy = bool(bar["running"] or bar["waiting"])
     bar["shown"] = busy or bool(bar["finished"])
-    now = Seen(person, bar, names, marks)
+    models = models_view.panel_mark(live, board.shell.settings)
+    now = Seen(person, bar, names, marks, models)
     if now == seen:
         return [gr.skip()] * (OWN_OUTPUTS + len(values))
     was_busy = bool(seen.bar and (seen.bar["running"] or seen.bar["waiting"]))
@@ -169,7 +178,15 @@ def _refresh(board: Board, live: Live, person: str, seen: Seen) -> list[Any]:
     picker: list[Any] = [gr.skip()] * 3
     if person and person != seen.person:
         picker = [gr.Row(visible=True), gr.Button(interactive=True), gr.Column(visible=False)]
-    return [gr.skip() if bar == seen.bar else bar, listed, *picker, *timers, now, *values]
+    return [gr.skip() if bar == seen.bar else bar, listed, *picker, *timers, now,
+            *_models(board, live, models, seen.models), *values]  # fmt: skip
+
+
+def _models(board: Board, live: Live, mark: tuple[Any, ...], seen: tuple[Any, ...] | None) -> list[Any]:
+    """Rows of the panel, and the mark by which the tabs know that there are other models to choose from."""
+    rows = gr.skip() if mark == seen else models_view.panel_value(live, board.shell.settings)
+    before = seen[0] if seen else board.models.built_with
+    return [rows, gr.skip() if mark[0] == before else {"mark": repr(mark[0])}]
 
 
 def _look(tab: Tab, name: str, person: str, mark: Any) -> tuple[list[Any], Any] | None:

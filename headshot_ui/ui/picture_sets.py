@@ -183,7 +183,7 @@ def _lora(data: dict[str, Any]) -> str:
     lora = data.get("lora")
     if not isinstance(lora, dict):
         return "none" if data else ""
-    return f"{lora.get('name', '')}, strength {_number(lora.get('scale', 1.0))}"
+    return f"{Path(str(lora.get('name', ''))).name}, strength {_number(lora.get('scale', 1.0))}"
 
 
 def _number(value: Any) -> str:

@@ -21,6 +21,7 @@ PICKS_TITLE = "Or choose from the headshots"
 WEIGHT_INFO = (
     "Left repairs more and may change the face; right keeps more of what is there, flaws too. Begin in the middle."
 )
+OUTLINE_INFO = "Cleaner at hair and glasses, a little slower."
 ACCEPT = "I have read this and accept it: I use it for non-commercial purposes only."
 
 
@@ -127,7 +128,7 @@ def _with_what(
         with gr.Column(min_width=280):
             outline = gr.Checkbox(False, label="Blend in along the outline of the face", elem_id="outline",
                                   interactive=not outline_missing,
-                                  info=outline_missing or "Cleaner at hair and glasses, a little slower.")  # fmt: skip
+                                  info=outline_missing or OUTLINE_INFO)  # fmt: skip
     return restorer, note, missing, terms, accept, outline
 
 

@@ -16,6 +16,7 @@ from headshot_ui.stars import set_star, starred
 from headshot_ui.store import Store, read_json
 from headshot_ui.ui.export_view import read_picture
 from headshot_ui.ui.gallery import LARGE_PX, address, derived, page_of, page_with, small_addresses, small_webp
+from headshot_ui.ui.given import as_file, is_there, origin_of
 from headshot_ui.ui.headshot_view import page_values
 from headshot_ui.ui.picture_sets import counted, moment, picture_id
 from headshot_ui.ui.restore_request import face_crop
@@ -200,7 +201,8 @@ def variants_of(seen: Seen) -> tuple[Made, ...]:
     """The shown picture and others made from the same one, by weight; () when there is only one."""
     if seen.shown is None:
         return ()
-    same = [made for made in seen.made if made.picture.source == seen.shown.picture.source]
+    origin = origin_of(seen.shown.picture.source)
+    same = [made for made in seen.made if origin_of(made.picture.source) == origin]
     kept = same[:VARIANTS_SHOWN] if seen.shown in same[:VARIANTS_SHOWN] else [seen.shown, *same[: VARIANTS_SHOWN - 1]]
     return tuple(sorted(kept, key=lambda made: made.request.fidelity_weight)) if len(same) > 1 else ()
 
@@ -252,16 +254,16 @@ def _crop(made: Made, box: tuple[float, float, float, float]) -> Any:
 # --- another request from a picture ----------------------------------------------------------------------------------
 def why_not_again(seen: Seen) -> str:
     """Why the picture cannot be restored again; "" when it can."""
-    return GONE if seen.shown is not None and not seen.shown.picture.source.is_file() else ""
+    return GONE if seen.shown is not None and not is_there(seen.shown.picture.source) else ""
 
 
 def again_request(seen: Seen, fidelity_weight: float, faces: tuple[int, ...]) -> RestoreSpec:
-    """The same picture with another weight or other faces. Raises SpecError or StoreError."""
+    """The same picture with another weight or other faces. Raises SpecError, StoreError or PhotoError."""
     if seen.shown is None:
         raise SpecError("pictures", "No picture is chosen: click one first.")
     if why_not_again(seen):
         raise StoreError(GONE)
     request = seen.shown.request
     restorer = seen.shown.restorer or request.restorer
-    return replace(request, pictures=(str(seen.shown.picture.source),), restorer=restorer,
+    return replace(request, pictures=(str(as_file(seen.shown.picture.source)),), restorer=restorer,
                    fidelity_weight=float(fidelity_weight), faces=faces)  # fmt: skip

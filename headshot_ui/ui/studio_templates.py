@@ -132,6 +132,30 @@ HEADING = """
 {{#if value.text}}<p class="hs-soft">{{value.text}}</p>{{/if}}</section>
 """
 
+SMALL_HEADING = '<h3>{{value.title}}</h3><p class="hs-soft">{{value.text}}</p>'
+
+#: A contact sheet, small; a press shows it as large as the window allows.
+SHEET = """
+{{#if value.picture}}
+<button type="button" class="hs-sheet" data-enlarge aria-label="{{value.text}}: enlarge">
+  <img src="{{value.picture}}" alt="{{value.text}}"><span class="hs-sheet-hint" aria-hidden="true">Enlarge</span>
+</button>
+<dialog class="hs-dialog" aria-label="{{value.text}}">
+  <button type="button" class="hs-button" data-close>Close</button>
+  <img src="{{value.large}}" alt="{{value.text}}" loading="lazy">
+</dialog>
+{{/if}}
+"""
+
+SHEET_JS = """
+element.addEventListener('click', (event) => {
+  const dialog = element.querySelector('dialog');
+  if (!dialog) return;
+  if (event.target.closest('[data-enlarge]')) dialog.showModal();
+  else if (event.target === dialog || event.target.closest('[data-close]')) dialog.close();
+});
+"""
+
 #: Plain sentences: the plan before a start, or what is being worked on. One line each.
 LINES = '{{#if value.lines}}<div class="hs-lines">{{#each value.lines}}<p>{{this}}</p>{{/each}}</div>{{/if}}'
 

@@ -18,6 +18,8 @@ How to write one:
 - ``refresh`` is called with the mark of what *this* browser shows (``None`` at first). Compare, and return None when
   nothing changed. It runs for every open browser, so keep no per-browser state in the module. Whatever it raises is
   logged and leaves the tab as it is.
+- Models come and go while the page is open: choices of them are kept up with by
+  ``shell.installed.change(…)``.
 - Outputs of a tab nobody has opened yet are kept by gradio and shown when it is opened.
 - Values people typed, file names, paths and captions go into templates of ``safe_html`` (``ui/literal.py``) through
   ``{{…}}`` only (escaped), never ``${…}``; a plain ``gr.HTML`` would run a file called ``${…}.jpg``.
@@ -71,6 +73,7 @@ class Shell:
     name_problem: gr.HTML  # the sentence under it
     lora: gr.State  # (person, run) chosen in the history of trainings, or None
     to_restore: gr.State  # (person, paths of pictures) chosen for restoring, or None
+    installed: gr.HTML  # changes when models were downloaded or removed: choices of models listen to it
 
 
 @dataclass(frozen=True)

@@ -249,3 +249,48 @@ DELETE_RUN = """
 <p class="hs-soft">Its model, samples and checkpoints ({{value.size}}) are removed for good. Pictures drawn with it
 stay.</p>
 """
+
+#: Seen by nobody: a value whose change is an event.
+MARK = '<span data-mark="{{value.mark}}"></span>'
+
+MODELS = """
+<p class="hs-soft">The demo's own models are always here. For photographs, get what you need; files go to
+<code>{{value.folder}}</code>.</p>
+<ul class="hs-models">
+  {{#each value.rows}}
+  <li class="hs-model hs-model-{{this.state}}">
+    <div class="hs-model-line">
+      <b>{{this.title}}</b> <span class="hs-soft hs-steps">{{this.size}}</span>
+      <span class="hs-tag" aria-live="polite">{{this.state_words}}</span>
+      <span class="hs-job-buttons">
+      {{#if this.get}}<button type="button" class="hs-button" data-do="get" data-item="{{this.id}}"
+        aria-label="{{this.get}}: {{this.title}}">{{this.get}}</button>{{/if}}
+      {{#if this.check}}<button type="button" class="hs-button" data-do="check" data-item="{{this.id}}"
+        aria-label="Check: {{this.title}}">Check</button>{{/if}}
+      {{#if this.remove}}<button type="button" class="hs-button" data-do="remove" data-item="{{this.id}}"
+        aria-label="Remove: {{this.title}}">Remove …</button>{{/if}}
+      </span>
+    </div>
+    <p class="hs-soft">{{this.note}} {{this.detail}}</p>
+    <p class="hs-soft">Licence: <a href="{{this.licence_page}}" target="_blank" rel="noopener">{{this.licence}}</a>.
+      Source: <a href="{{this.source_page}}" target="_blank" rel="noopener">{{this.source}}</a></p>
+    {{#if this.asks_licence}}
+    <div class="hs-advice" role="group" aria-label="Licence of {{this.title}}"><p>{{this.terms}}</p>
+      <p class="hs-job-buttons">
+      <button type="button" class="hs-button" data-do="keep" data-item="{{this.id}}">Not now</button>
+      <button type="button" class="hs-button" data-do="accept" data-item="{{this.id}}">Accept, and get it</button></p>
+    </div>
+    {{/if}}
+    {{#if this.asks_remove}}
+    <div class="hs-advice" role="group" aria-label="Remove {{this.title}}?">
+      <p>Remove what was downloaded of it ({{this.frees}})? What was put there by hand stays.</p>
+      <p class="hs-job-buttons">
+      <button type="button" class="hs-button" data-do="keep" data-item="{{this.id}}">Keep it</button>
+      <button type="button" class="hs-button" data-do="remove-really" data-item="{{this.id}}">Remove</button></p>
+    </div>
+    {{/if}}
+    {{#if this.problem}}<p class="hs-problem" role="alert">{{this.problem}}</p>{{/if}}
+  </li>
+  {{/each}}
+</ul>
+"""

@@ -12,14 +12,18 @@ from typing import Any
 
 from headshot_ui.commands.spec_options import HELP
 from headshot_ui.errors import HeadshotError, SpecError
-from headshot_ui.families.protocol import BaseDefaults
-from headshot_ui.specs import TrainSpec
+from headshot_ui.families.protocol import BaseDefaults, BaseInfo
+from headshot_ui.recipes import DEFAULT, Recipe
+from headshot_ui.specs import TRAIN_USUAL, TrainSpec
 
 #: How long to train, as a share of what the base model was made for.
 LENGTHS: Mapping[str, float] = {"quick": 0.5, "normal": 1.0, "long": 2.0}
 #: Chosen elsewhere on the page.
-_NOT_HERE = frozenset({"person", "base", "run"})
-_LABELS = {"rank": "LoRA rank", "alpha": "LoRA alpha", "min_snr_gamma": "Min-SNR gamma", "steps": "Steps"}
+_NOT_HERE = frozenset({"person", "base", "run", "recipe"})
+_LABELS = {"rank": "LoRA rank", "alpha": "LoRA alpha", "min_snr_gamma": "Min-SNR gamma", "steps": "Steps",
+           "size_px": "Size of the photos in pixels"}  # fmt: skip
+#: Words for the values of fields that are chosen from a list.
+_CHOICES = {"optimizer": (("AdamW in 32 bit", "adamw"), ("AdamW in 8 bit", "adamw8bit"))}
 #: ``BaseDefaults`` calls some fields otherwise.
 _BASE_NAMES = {"steps": "train_steps"}
 
@@ -31,8 +35,9 @@ class Field:
     name: str  # of the field of TrainSpec
     label: str
     help: str
-    kind: type  # bool, int or float
-    default: Any  # None: as the base model was made for
+    kind: type  # bool, int, float, or str for one of ``choices``
+    default: Any  # None: as the recipe says, else as the base model was made for
+    choices: tuple[tuple[str, str], ...] = ()  # (words, value)
 
 
 @lru_cache(maxsize=1)
@@ -40,10 +45,13 @@ def fields() -> tuple[Field, ...]:
     """Every field of ``TrainSpec`` that is not chosen elsewhere, in its order."""
     hints = typing.get_type_hints(TrainSpec)
     return tuple(
-        Field(field.name, _label(field.name), _help(field.name), _kind(hints[field.name]), field.default)
+        Field(
+            field.name, _label(field.name), _help(field.name), _kind(hints[field.name]), field.default,
+            _CHOICES.get(field.name, ()),
+        )
         for field in dataclasses.fields(TrainSpec)
         if field.name not in _NOT_HERE
-    )
+    )  # fmt: skip
 
 
 def _label(name: str) -> str:
@@ -60,29 +68,73 @@ def _kind(hint: Any) -> type:
     return kinds[0]  # type: ignore[no-any-return]
 
 
+def is_typed(field: Field) -> bool:
+    """Whether a field holds text: not a tick or a choice."""
+    return field.kind is not bool and not field.choices
+
+
 def placeholder(field: Field, defaults: BaseDefaults | None) -> str:
     """What an empty field stands for."""
     if field.name == "steps":
         return "as chosen above"
     if field.name == "alpha":
         return "equal to the rank"
+    if field.name == "size_px":
+        return "the base model's own"
     value = getattr(defaults, _BASE_NAMES.get(field.name, field.name), None) if defaults else None
-    return "none" if value is None else f"{value:g}"
+    value = TRAIN_USUAL.get(field.name) if value is None else value
+    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
-def length_choices(defaults: BaseDefaults | None) -> list[tuple[str, str]]:
+def length_choices(defaults: BaseDefaults | None, recipe: Recipe | None = None) -> list[tuple[str, str]]:
     """Choices of the length: “Normal (400 steps)” and “normal”."""
     if defaults is None:
         return [(name.capitalize(), name) for name in LENGTHS]
-    return [(f"{name.capitalize()} ({steps_of(name, defaults)} steps)", name) for name in LENGTHS]
+    return [(f"{name.capitalize()} ({steps_of(name, defaults, recipe)} steps)", name) for name in LENGTHS]
 
 
-def steps_of(length: str, defaults: BaseDefaults) -> int:
-    return max(1, round(defaults.train_steps * LENGTHS.get(length, 1.0)))
+def steps_of(length: str, defaults: BaseDefaults, recipe: Recipe | None = None) -> int:
+    usual = recipe.train.get("steps") if recipe is not None else None
+    return max(1, round(int(usual or defaults.train_steps) * LENGTHS.get(length, 1.0)))
+
+
+# --- recipes ----------------------------------------------------------------------------------------
+def recipe_choices(info: BaseInfo | None, recipes: Mapping[str, Recipe]) -> list[tuple[str, str]]:
+    """(title, id) of the recipes that are meant for a base model."""
+    return [(recipe.title, name) for name, recipe in recipes.items() if info is not None and recipe.suits(info)]
+
+
+def filled_by(recipe: Recipe | None, before: Recipe | None, values: Sequence[Any]) -> list[Any]:
+    """Values of the fields after another recipe was chosen: its own settings, visibly, where nothing else is entered.
+
+    ``before`` is the recipe that filled them last: what it put there goes away with it. Steps stay with the length.
+    """
+    return [
+        _filled(field, value, _text_of(recipe, field), _text_of(before, field))
+        for field, value in zip(fields(), values, strict=True)
+    ]
+
+
+def _filled(field: Field, value: Any, new: str, old: str) -> Any:
+    if field.kind is bool:
+        return value
+    mine = "" if value is None else str(value).strip()
+    return new if mine in ("", old) else value
+
+
+def _text_of(recipe: Recipe | None, field: Field) -> str:
+    """What a recipe puts into a field; "" where it says nothing."""
+    value = recipe.train.get(field.name) if recipe is not None and field.name != "steps" else None
+    return "" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def train_request(
-    person: str, base: str, defaults: BaseDefaults | None, length: str, values: Sequence[Any]
+    person: str,
+    base: str,
+    defaults: BaseDefaults | None,
+    length: str,
+    values: Sequence[Any],
+    recipe: Recipe | None = None,
 ) -> TrainSpec:
     """The training that was asked for; ``values`` in the order of ``fields()``, as text where they are numbers.
 
@@ -91,11 +143,13 @@ def train_request(
     given: dict[str, Any] = {}
     for field, value in zip(fields(), values, strict=True):
         if field.kind is bool:
-            given[field.name] = bool(value)
+            given[field.name] = bool(value) or field.default  # unticked: off, or decided by the memory
         elif value is not None and str(value).strip():
-            given[field.name] = _number(field, str(value))
+            given[field.name] = str(value) if field.choices else _number(field, str(value))
     if defaults is not None and "steps" not in given and length != "normal":
-        given["steps"] = steps_of(length, defaults)
+        given["steps"] = steps_of(length, defaults, recipe)
+    if recipe is not None and recipe.id != DEFAULT:
+        given["recipe"] = recipe.id
     return TrainSpec(person, base, **given)
 
 
@@ -112,11 +166,16 @@ def _number(field: Field, text: str) -> int | float:
     return int(value) if field.kind is int else value
 
 
-def plan_lines(engine: Any, spec: TrainSpec, defaults: BaseDefaults | None, photos: int) -> dict[str, Any]:
+def plan_lines(
+    engine: Any, spec: TrainSpec, defaults: BaseDefaults | None, photos: int, recipe: Recipe | None = None
+) -> dict[str, Any]:
     """Values of the plan template: what will be done, and how long and how much it takes where the engine knows."""
-    steps = spec.steps or (defaults.train_steps if defaults else 0)
-    rank = spec.rank or (defaults.rank if defaults else 0)
-    first = f"{steps} steps on {photos} photo{'' if photos == 1 else 's'}, a LoRA of rank {rank}."
+    said: Mapping[str, Any] = recipe.train if recipe is not None else {}
+    steps = spec.steps or said.get("steps") or (defaults.train_steps if defaults else 0)
+    rank = spec.rank or said.get("rank") or (defaults.rank if defaults else 0)
+    batches = spec.gradient_accumulation or said.get("gradient_accumulation") or 1
+    of_batches = f" of {batches} batches" if batches > 1 else ""
+    first = f"{steps} steps{of_batches} on {photos} photo{'' if photos == 1 else 's'}, a LoRA of rank {rank}."
     forecast = getattr(engine, "forecast", None)
     if forecast is None:
         return {"lines": [first], "problem": ""}

@@ -182,6 +182,61 @@ def test_wrong_values_are_told_beside_their_field(studio, open_page):
     assert running.engine.submitted == []
 
 
+class SmallVocabulary:
+    """Knows a few words; counts nothing else."""
+
+    def __init__(self, info) -> None:
+        self.info = info
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        return tuple(word for word in text.replace(",", " ").split() if word not in ("portrait", "of", "a", "hat"))
+
+
+def test_unknown_words_are_named_while_typing_and_a_file_that_does_not_fit_beside_its_field(
+    studio, open_page, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(families, "vocabulary", SmallVocabulary)
+    running = studio()
+    page = open_page(running.address)
+    generate_tab(page)
+    page.get_by_label("Your own words").click()
+    said = page.locator("#prompt-problem-g")
+    page.keyboard.type("portrait of {subject}, a zebra ha")
+    expect(said).to_contain_text("does not know this word: “zebra”;")  # and not the one being typed
+    page.keyboard.press("Tab")
+    expect(said).to_contain_text("“zebra”, “ha”")
+    page.get_by_label("Your own words").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("portrait of {subject}, a hat")
+    expect(said.get_by_role("alert")).to_have_count(0)
+    page.locator("#lora input").click()
+    page.get_by_role("option", name="Add a LoRA file of mine").click()
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(b"no tensors")
+    page.locator("#lora-file input[type=file]").set_input_files([wrong])
+    expect(page.locator("#lora-problem-g")).to_contain_text("“wrong.safetensors” is damaged or no LoRA file")
+    page.get_by_role("button", name="Draw headshots").click()
+    expect(page.locator("#lora-problem-g")).to_contain_text("Add your LoRA file first")
+    assert running.engine.submitted == []
+
+
+def test_a_set_as_a_whole(studio, store, open_page):
+    made = draw_set(store, LOOKS)
+    page = open_page(studio().address)
+    generate_tab(page)
+    page.get_by_role("button", name="enlarge").click()
+    expect(page.get_by_role("dialog", name="Contact sheet of the headshots of anna")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download all 4 pictures (zip)").click()
+    assert saved.value.suggested_filename == f"anna-{made.folder.name}.zip"
+    assert len(zipfile.ZipFile(saved.value.path()).namelist()) == 4
+    with page.expect_download() as saved:
+        page.locator("#sheet-file").click()
+    assert saved.value.suggested_filename == "anna-contact-sheet.png"
+
+
 def test_without_a_training_the_way_there_is_shown(studio, store, open_page):
     (store.people_dir / "bob" / "photos").mkdir(parents=True)
     for run in store.runs_dir(PERSON).iterdir():

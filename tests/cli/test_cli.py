@@ -18,6 +18,7 @@ import pytest
 from headshot_ui.cli import COMMANDS, build_parser
 from headshot_ui.commands.spec_options import HELP, build_spec
 from headshot_ui.errors import HeadshotError
+from headshot_ui.recipes import load_recipes
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, Spec, TrainSpec
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,25 @@ def test_headshots_keeps_training_and_sampling_steps_apart(command):
     assert spec.generate.lora == "latest"
 
 
+def test_a_recipe_is_asked_for_once_and_counts_for_training_and_pictures(command):
+    done = command("headshots", "a.jpg", "--person", "anna", "--recipe", "original", "--rank", "8")
+    (spec,) = done.engines[0].submitted
+    assert (spec.train.recipe, spec.generate.recipe, spec.train.rank) == ("original", "original", 8)
+    assert (spec.train.gradient_accumulation, spec.generate.steps) == (None, None), "left to the recipe"
+    (spec,) = command("train", "--person", "anna", "--recipe", "quick", "--size-px", "512").engines[0].submitted
+    assert spec == TrainSpec("anna", "demo-sdxl", recipe="quick", size_px=512)
+    (spec,) = command("generate", "--person", "anna", "--recipe", "original").engines[0].submitted
+    assert spec.recipe == "original"
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "headshots"])
+def test_help_says_what_recipes_there_are(name, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--recipe TEXT" in shown and all(recipe in shown for recipe in load_recipes())
+
+
 def test_headshots_says_how_many_of_the_best_are_restored_and_exported(command):
     argv = ("headshots", "a.jpg", "--person", "anna")
     done = command(*argv, "--restore-best", "3", "--export-best", "2", "--fidelity-weight", "0.7")
@@ -81,6 +101,22 @@ def test_headshots_says_how_many_of_the_best_are_restored_and_exported(command):
     assert "3 pictures restored" in done.out and "8 files in" in done.out and "Zip archive:" in done.out
     (spec,) = command(*argv).engines[0].submitted
     assert (spec.restore_best, spec.export_best) == (0, 0)
+
+
+def test_headshots_leaves_a_contact_sheet_beside_the_pictures(command, monkeypatch):
+    done = command("headshots", "a.jpg", "--person", "anna", "--json")
+    sheet = Path(done.json["contact_sheet"])
+    assert sheet.name == "contact-sheet.png" and sheet.parent == Path(done.json["generated"]["folder"])
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert command("headshots", "a.jpg", "--person", "anna").out.splitlines()[-1].startswith("Contact sheet: ")
+
+    def full(*_):
+        raise HeadshotError("The disk is full.")
+
+    monkeypatch.setattr("headshot_ui.sheet.save_contact_sheet", full)
+    done = command("headshots", "a.jpg", "--person", "anna")
+    assert done.code == 0 and "pictures, most alike first" in done.out and "Contact sheet" not in done.out
+    assert done.err == "No contact sheet was made: The disk is full.\n"
 
 
 @pytest.mark.parametrize(

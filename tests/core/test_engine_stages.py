@@ -44,6 +44,12 @@ def calls(world: FakeWorld, name: str) -> list[tuple[object, ...]]:
     return [call[1:] for call in world.calls if call[0] == name]
 
 
+def test_a_recipe_that_is_not_there_is_found_before_the_photos_are_looked_at(engine: Engine, world: FakeWorld) -> None:
+    wrong = replace(HEADSHOTS, train=replace(TRAIN, recipe="orignal"))
+    assert "There is no recipe “orignal”; choose from default" in (engine.submit(wrong).wait(WAIT_S).error or "")
+    assert calls(world, "prepare") == []
+
+
 # --- refiner ----------------------------------------------------------------------------------------
 def test_the_refiner_is_opened_inside_the_base_and_stays_for_the_next_job(engine: Engine, world: FakeWorld) -> None:
     world.refiner = RefinerInfo("fine", "fake", "Fine", Path("fine"), "", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -14,14 +15,25 @@ import pytest
 from PIL import Image
 
 from headshot_ui import forecast as forecast_module
-from headshot_ui.amounts import DRAWING, FINDING_FACES, LEARNING, SDXL_DENOISER_PARAMETERS, lora_bytes, without_lora
+from headshot_ui.amounts import (
+    DRAWING,
+    FINDING_FACES,
+    LEARNING,
+    SDXL_DENOISER_PARAMETERS,
+    Known,
+    lora_bytes,
+    plan_generate,
+    plan_train,
+    without_lora,
+)
 from headshot_ui.engine import Engine
-from headshot_ui.errors import ModelError
+from headshot_ui.errors import ModelError, SpecError
 from headshot_ui.families.protocol import RefinerInfo
 from headshot_ui.forecast import PROCESS_BYTES, Forecast, StageForecast, forecast, forecast_lines
 from headshot_ui.logs import stop_log
 from headshot_ui.memory import CONTEXT_BYTES
 from headshot_ui.peaks import Measured, Peaks
+from headshot_ui.runs import create_run
 from headshot_ui.settings import Settings
 from headshot_ui.specs import (
     ExportSpec,
@@ -32,11 +44,12 @@ from headshot_ui.specs import (
     Spec,
     TrainSpec,
 )
+from headshot_ui.store import Store
 from tests.core.fakes import FakeWorld, write_weights
 
 ROOT = Path(__file__).parents[2]
 DENOISER, TEXT, VAE = 1_000_000, 300_000, 100  # numbers; in float32 four times as many bytes
-TRAIN = TrainSpec("anna", "demo", steps=100, batch_size=2, rank=8)
+TRAIN = TrainSpec("anna", "demo", steps=100, batch_size=2, rank=8, gradient_checkpointing=False)
 GENERATE = GenerateSpec("anna", "demo", presets=("navy-suit", "white-shirt"), count=3, steps=10, width=64, height=64)
 
 
@@ -174,6 +187,56 @@ def test_comparing_draws_few_pictures_whatever_was_asked_for() -> None:
     assert (chosen.presets, chosen.count, chosen.lora, chosen.keep_best) == (("c", "d"), 1, None, None)
     own = without_lora(GenerateSpec("anna", "demo", prompt="{subject}", count=9), every)
     assert (own.presets, own.count) == ((), 4)
+
+
+# --- recipes, sizes and optimizers --------------------------------------------------------------------
+def test_8_bit_moments_need_less(on_card: Callable[..., Forecast], settings: Settings) -> None:
+    rows, columns, rank = 1000, 2000, 8  # 8,000 and 16,000 numbers to train
+    name = "up.attn1.to_q.weight"
+    write_weights(settings.models_dir / "demo" / "unet" / "x.safetensors", {name: ("F16", rows * columns)})
+    path = settings.models_dir / "demo" / "unet" / "x.safetensors"
+    header = {name: {"dtype": "F16", "shape": [rows, columns], "data_offsets": [0, 2 * rows * columns]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(2 * rows * columns))
+    wide, narrow = (plan_train_bytes(on_card, optimizer) for optimizer in ("adamw", "adamw8bit"))
+    numbers = rank * (rows + columns)
+    scales = 2 * 4 * (-(-rank * rows // 256) + -(-rank * columns // 256))
+    assert wide[0] - narrow[0] == pytest.approx(8 * numbers - 2 * numbers - scales)
+    assert wide[1] - narrow[1] == 3 * (8 * numbers - 2 * numbers - scales), "in each of three checkpoints"
+
+
+def plan_train_bytes(on_card: Callable[..., Forecast], optimizer: str) -> tuple[int, int]:
+    """Of graphics memory while learning, far above what else is in it, and of the disk."""
+    made = on_card(replace(TRAIN, batch_size=64, gradient_checkpointing=False, optimizer=optimizer))
+    return made.peak_bytes, made.disk_bytes
+
+
+def test_work_is_counted_in_photos_learned_from_and_goes_with_accumulation(
+    settings: Settings, world: FakeWorld
+) -> None:
+    known = Known(settings, world.parts(), "cpu", "float32")
+    once = plan_train(replace(TRAIN, steps=1000, batch_size=1), known)
+    four = plan_train(replace(TRAIN, steps=1000, batch_size=1, gradient_accumulation=4), known)
+    assert (once.units, four.units, once.size, four.size) == (1000, 4000, "64x64 batch 1", "64x64 batch 1")
+
+
+def test_a_recipe_counts_in_the_plan(settings: Settings, world: FakeWorld) -> None:
+    path = settings.outputs_dir / "recipes" / "mine.json"
+    path.parent.mkdir(parents=True)
+    said = {"train": {"steps": 1000, "gradient_accumulation": 4}, "generate": {"steps": 50, "width": 128}}
+    path.write_text(json.dumps({"id": "mine", "title": "Mine", "note": "My own.", **said}))
+    known = Known(settings, world.parts(), "cpu", "float32")
+    assert plan_train(TrainSpec("anna", "demo", batch_size=1, recipe="mine"), known).units == 4000
+    drawn = plan_generate(GenerateSpec("anna", "demo", prompt="x", count=3, height=64, recipe="mine"), known)
+    assert (drawn.units, drawn.size) == (150, "128x64 batch 1")
+    with pytest.raises(SpecError, match="no recipe “yours”"):
+        plan_train(replace(TRAIN, recipe="yours"), known)
+
+
+def test_the_plan_of_a_run_that_goes_on_is_of_its_own_settings(settings: Settings, world: FakeWorld) -> None:
+    run = create_run(Store(settings), replace(TRAIN, size_px=64, batch_size=3))
+    known = Known(settings, world.parts(), "cpu", "float32")
+    assert plan_train(TrainSpec("anna", "demo", run=run.name), known).size == "64x64 batch 3"
 
 
 # --- measured before ----------------------------------------------------------------------------------

@@ -106,3 +106,21 @@ def test_free_graphics_memory_stays_below_the_limit(tmp_path: Path, cuda: FakeCu
     assert free_vram_bytes(on_card(tmp_path, None)) == 18 * 2**30
     assert free_vram_bytes(on_card(tmp_path, "8GB")) == 6 * 2**30 - CONTEXT_BYTES
     assert free_vram_bytes(on_card(tmp_path, "1GB")) < 0, "it is more than full already"
+
+
+@pytest.mark.parametrize(("system", "share"), [("win32", 0.75), ("linux", None)])
+def test_on_windows_torch_never_gets_more_than_is_truly_free(
+    system: str, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from headshot_ui import memory
+
+    given: list[float] = []
+    card = type("Card", (), {"total_memory": 8 * 2**30})
+    monkeypatch.setattr(memory.sys, "platform", system)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, index: given.append(part))
+    monkeypatch.setattr(memory, "vram_budget_bytes", lambda settings: 6 * 2**30 + memory.CONTEXT_BYTES)
+    memory.limit_vram(type("S", (), {"device": "cuda", "vram_limit_bytes": None}))  # type: ignore[arg-type]
+    assert given == ([] if share is None else [share])

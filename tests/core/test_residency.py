@@ -346,3 +346,28 @@ def test_bases_count_in_the_number_format_they_are_loaded_in_and_networks_for_fa
     for kind, expected in (("base", 2_000_000), ("refiner", 2_000_000), ("restorer", 4_000_000)):
         loader = Loader(settings.models_dir, kind, kind, 1_000_000)
         assert half.memory_for(loader.key)[0].needed == expected + OVERHEAD_BYTES
+
+
+def test_what_is_in_use_drops_parts_before_another_model_is_refused(
+    residency: Residency, demo: Loader, refiner: Loader, memory: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loader in (demo, refiner):
+        loader.resize(1_000_000)
+    shed: list[object] = []
+    monkeypatch.setattr(FakeLoaded, "shed", lambda self: shed.append(self), raising=False)
+    memory(lambda: OVERHEAD_BYTES + 5_000_000 - (4_000_000 if demo.made and not shed else 0))
+    with residency.use(demo.key, demo), residency.use(refiner.key, refiner):
+        assert shed == [demo.only] and demo.only.released == 0
+    use(residency, demo)
+    assert len(demo.made) == 1, "it was not loaded anew"
+
+
+def test_a_limit_of_main_memory_counts_what_the_process_has(
+    settings: Settings, demo: Loader, memory: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo.resize(1_000_000)
+    memory(2**40)
+    monkeypatch.setattr("headshot_ui.memory.own_ram_bytes", lambda: 2**30)
+    for room, fits in ((3_000_000, False), (5_000_000, True)):
+        limited = Residency(replace(settings, ram_limit_bytes=2**30 + OVERHEAD_BYTES + room))
+        assert limited.memory_for(demo.key)[0].fits == fits

@@ -93,7 +93,8 @@ def test_pictures_equal_the_pipelines(base: str, guidance_scale: float, settings
 def test_a_seed_gives_the_same_picture_in_any_batch(tiny: LoadedBase) -> None:
     alone = last(tiny, request(tiny, PROMPTS[:1], (5,)))
     among = last(tiny, request(tiny, (PROMPTS[1], PROMPTS[0], PROMPTS[1]), (9, 5, 1)))
-    assert torch.allclose(alone[0], among[1], atol=1e-5)
+    # Not bit-equal: processors choose their kernels by the size of the batch. A neighbour's noise would differ by 1.
+    assert torch.allclose(alone[0], among[1], atol=1e-4)
     assert not torch.allclose(alone[0], last(tiny, request(tiny, PROMPTS[:1], (6,)))[0], atol=1e-2)
 
 

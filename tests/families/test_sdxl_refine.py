@@ -125,6 +125,20 @@ def test_a_switch_to_the_same_weights_is_no_switch(base_id: str, switch: float, 
     assert torch.equal(second[-1].latents, whole[-1].latents)
 
 
+@pytest.mark.parametrize("base_id", ["tiny-sdxl", "epsilon-sdxl"])
+def test_half_way_the_base_says_what_it_expects_behind_the_noise(base_id: str, settings: Settings) -> None:
+    loaded = base_of(base_id, settings)
+    whole = list(loaded.denoise(base_request(loaded, PROMPTS, SEEDS, 4.0, 1.0)))
+    first = list(loaded.denoise(base_request(loaded, PROMPTS, SEEDS, 4.0, 0.55)))
+    assert [step.clean is None for step in (*whole, *first)] == [True] * (STEPS + len(first) - 1) + [False]
+    scheduler = denoise._scheduler(loaded.modules.scheduler_config, STEPS, torch.device("cpu"))
+    noise_left = scheduler.sigmas[len(first)] / scheduler.sigmas[len(first) - 1]
+    # Euler goes straight towards what it expects: the share of noise that is left lies between there and the start.
+    assert torch.allclose(
+        first[-1].latents, noise_left * first[-2].latents + (1 - noise_left) * first[-1].clean, atol=1e-4
+    )
+
+
 def test_a_timestep_at_the_cutoff_is_the_base_s(settings: Settings) -> None:
     base = families.find_base("epsilon-sdxl", settings)  # its six timesteps: 831, 665, 499, 333, 167, 1
     assert families.split_steps(base, 6, 0.5) == (2, 4)

@@ -38,6 +38,7 @@ class FakeBase:
     events: list[Any] = field(default_factory=list)
     loras: tuple[tuple[Path, float], ...] = ()
     fail_in_batch: int | None = None
+    tells_clean: bool = True  # what is behind the noise, where it stops half-way
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
         words = text.lower().replace(",", " ").split()
@@ -68,7 +69,8 @@ class FakeBase:
         for step in range(1, total + 1):
             if batch == self.fail_in_batch and step == 2:
                 raise RuntimeError("out of memory")
-            yield DenoiseStep(step, total, final * step / request.steps)
+            half_way = self.tells_clean and step == total < request.steps
+            yield DenoiseStep(step, total, final * step / request.steps, final if half_way else None)
 
     def preview(self, latents: torch.Tensor) -> list[Image.Image]:
         return self._pictures(latents)

@@ -88,6 +88,24 @@ def test_defaults_of_the_base_give_way_to_the_request(tmp_path: Path):
     assert read_png_metadata(result.pictures[0].path)["request"]["guidance_scale"] == 7.0
 
 
+def test_a_recipe_fills_in_what_the_request_leaves_open_and_is_written_into_the_picture(tmp_path: Path):
+    store = make_store(tmp_path)
+    path = store.settings.outputs_dir / "recipes" / "mine.json"
+    said = {"steps": 5, "guidance_scale": 6.5, "negative_prompt": "blurry"}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"id": "mine", "title": "Mine", "note": "My own.", "generate": said}))
+    spec = replace(SPEC, presets=("navy-suit",), prompt="", count=1, guidance_scale=4.0, recipe="mine")
+    base, reports = FakeBase(), Reports()
+    made = generate(spec, store, base, reports).pictures[0]
+    request = read_png_metadata(made.path)["request"]
+    assert (request["steps"], request["guidance_scale"], request["recipe"]) == (5, 4.0, "mine")
+    assert request["negative_prompt"] == "blurry", "instead of the preset's own"
+    assert max(total for stage, _, total in reports.seen if stage == DRAWING) == 5
+    assert ("encode", ("blurry",)) in base.events
+    with pytest.raises(SpecError, match="no recipe “yours”; choose from default, .*mine"):
+        generate(replace(spec, recipe="yours"), store, FakeBase(), Reports())
+
+
 def test_no_presets_and_no_prompt_means_every_preset(tmp_path: Path):
     result = generate(replace(SPEC, prompt="", count=1, steps=1), make_store(tmp_path), FakeBase(), Reports())
     assert [picture.preset for picture in result.pictures] == list(load_presets())

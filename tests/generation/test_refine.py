@@ -186,12 +186,29 @@ def test_a_stop_while_refining_finishes_img2img_pictures_as_they_are(
 def test_a_stop_at_the_last_step_of_a_batch_keeps_the_batch(store: Store, base: FakeBase, refiner: FakeRefiner):
     with pytest.raises(Cancelled):
         draw(ENSEMBLE, store, base, refiner, cancel_stage=REFINING, cancel_at=3)
-    assert len(read_ranking(folders(store)[0])) == 4
+    assert sorted(p.seed for p in read_ranking(folders(store)[0]) if p.refined) == [100, 101, 102, 103]
 
 
-def test_a_stop_while_refining_leaves_noisy_pictures_out_and_counts_them(
+def test_a_stop_while_refining_keeps_what_the_base_expected_of_the_rest(
+    store: Store, base: FakeBase, refiner: FakeRefiner
+):
+    with pytest.raises(Cancelled):
+        draw(ENSEMBLE, store, base, refiner, RedJudge(), cancel_stage=REFINING, cancel_at=4)
+    kept = {picture.seed: picture for picture in read_ranking(folders(store)[0])}
+    assert sorted(kept) == [100, 101, 102, 103, 104, 105]
+    for seed, picture in kept.items():
+        assert picture.refined == is_refined(picture) == (seed < 104)
+        assert colour(picture)[0] == (seed if seed >= 104 else colour(picture)[0]), "clean, not noisy"
+        assert ("draw it again to see it finished" in picture.why_not_refined) == (seed >= 104)
+        assert picture.likeness is not None
+        again = regenerate(picture.path)
+        assert (again.refine, again.refiner) == ("ensemble", "fake-refiner"), "finished this time"
+
+
+def test_a_family_that_cannot_tell_what_is_behind_the_noise_leaves_noisy_pictures_out_and_counts_them(
     store: Store, base: FakeBase, refiner: FakeRefiner, caplog: pytest.LogCaptureFixture
 ):
+    base.tells_clean = False
     with pytest.raises(Cancelled), caplog.at_level(logging.WARNING):
         draw(ENSEMBLE, store, base, refiner, cancel_stage=REFINING, cancel_at=4)
     kept = read_ranking(folders(store)[0])
@@ -202,11 +219,17 @@ def test_a_stop_while_refining_leaves_noisy_pictures_out_and_counts_them(
 
 def test_a_stop_while_the_base_draws(store: Store, base: FakeBase, refiner: FakeRefiner):
     with pytest.raises(Cancelled):  # the first batch is through at report 9: 1 start, 7 steps, 1 kept
-        draw(ENSEMBLE, store, base, refiner, cancel_stage=DRAWING, cancel_at=10)
+        draw(ENSEMBLE, store, base, refiner, cancel_stage=DRAWING, cancel_at=8)
     assert folders(store) == [], "half-drawn pictures are no pictures"
     with pytest.raises(Cancelled):
+        draw(ENSEMBLE, store, base, refiner, cancel_stage=DRAWING, cancel_at=12)
+    (set_of_ensemble,) = folders(store)
+    unfinished = read_ranking(set_of_ensemble)
+    assert [(picture.seed, colour(picture)[0]) for picture in unfinished] == [(s, s) for s in range(100, 104)]
+    assert all("finished" in picture.why_not_refined and not picture.refined for picture in unfinished)
+    with pytest.raises(Cancelled):
         draw(IMG2IMG, store, base, refiner, cancel_stage=DRAWING, cancel_at=12)
-    kept = read_ranking(folders(store)[0])
+    kept = read_ranking(next(folder for folder in folders(store) if folder != set_of_ensemble))
     assert [picture.seed for picture in kept] == [100, 101, 102, 103]
     assert not any(picture.refined or is_refined(picture) for picture in kept)
     assert "open refiner" not in base.events

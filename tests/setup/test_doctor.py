@@ -104,9 +104,8 @@ def test_refiners_and_restorers_are_told_and_what_is_missing_is_only_a_note(sett
     (refiner,) = doctor.check_refiners(settings)
     assert refiner.ok is False and "damaged" in refiner.detail and "refiner" in refiner.advice
     restorers = {check.name: check for check in doctor.check_restorers(settings)}
-    assert (
-        restorers["restorer codeformer"].ok is None and "get codeformer.pth" in restorers["restorer codeformer"].advice
-    )
+    codeformer = restorers["restorer codeformer"]
+    assert codeformer.ok is None and "models get codeformer" in codeformer.advice
 
 
 def test_packages_are_compared_with_the_lock(lock):
@@ -184,3 +183,16 @@ def test_an_outputs_folder_that_cannot_be_written_is_told(settings, monkeypatch)
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
     check = doctor.check_writable(settings.outputs_dir)
     assert check.ok is False and "Permission denied" in check.detail and "--outputs" in check.advice
+
+
+def test_damaged_and_unfinished_downloads_are_told_with_what_to_do(tmp_path):
+    settings = Settings.from_environment(models_dir=tmp_path, environment={})
+    assert doctor.check_downloads(settings) == []
+    for name, size in (("parser/parsing_parsenet.pth", 10), ("arcface/.recognition_arcface_ir_se50.pth.part", 10)):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(b"x" * size)
+    told = {check.name: check for check in doctor.check_downloads(settings)}
+    assert told["model parser"].ok is False and str(tmp_path / "parser") in told["model parser"].detail
+    assert told["model arcface"].ok is None and "models get arcface" in told["model arcface"].advice
+    assert told["model arcface"].advice.startswith("Get it") and len(told) == 2

@@ -12,14 +12,14 @@ from headshot_ui.families.protocol import LoadedBase, TrainBatch
 from headshot_ui.specs import TrainSpec
 from headshot_ui.training.cache import cache_photos, encode_texts, make_batch
 from headshot_ui.training.loop import Trainer
-from headshot_ui.training.plan import Plan, plan_of, resolve, training_photos
+from headshot_ui.training.plan import Plan, complete, plan_of, training_photos
 from tests.training.conftest import Listener
 
 SPEC = TrainSpec(person="anna", base="tiny-sdxl", steps=25, rank=8, batch_size=4, learning_rate=1e-2)
 
 
 def trainer_for(loaded: LoadedBase, dataset: Dataset, **changes: object) -> Trainer:
-    plan: Plan = plan_of(resolve(dataclasses.replace(SPEC, **changes), loaded.info.defaults))
+    plan: Plan = plan_of(complete(dataclasses.replace(SPEC, **changes), loaded.info))
     texts = encode_texts(loaded, ["", *(photo.caption for photo in training_photos(dataset))], Listener())
     return Trainer.start(loaded, plan, cache_photos(loaded, dataset, texts, Listener()), {}, texts[""])
 

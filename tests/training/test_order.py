@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from headshot_ui.families.protocol import BaseDefaults
+from headshot_ui.families.protocol import BaseDefaults, BaseInfo
 from headshot_ui.specs import TrainSpec
 from headshot_ui.training.order import PhotoOrder
-from headshot_ui.training.plan import learning_rate_at, plan_of, resolve
+from headshot_ui.training.plan import complete, learning_rate_at, plan_of
 
 
 def order(shapes: str, seed: int = 0) -> PhotoOrder:
@@ -56,10 +57,11 @@ def test_the_order_is_the_seeds_and_goes_on_from_its_state() -> None:
 
 def test_what_is_left_open_is_the_bases_own() -> None:
     defaults = BaseDefaults(train_steps=300, batch_size=4, rank=16, learning_rate=2e-3, min_snr_gamma=5.0)
-    plan = plan_of(resolve(TrainSpec(person="anna", base="x"), defaults))
+    info = BaseInfo("x", "sdxl", "X", Path("x"), "", "", 256, defaults=defaults)
+    plan = plan_of(complete(TrainSpec(person="anna", base="x"), info))
     assert (plan.steps, plan.batch_size, plan.rank, plan.alpha) == (300, 4, 16, 16.0)
     assert (plan.learning_rate, plan.min_snr_gamma, plan.checkpoint_every) == (2e-3, 5.0, 250)
-    plan = plan_of(resolve(TrainSpec(person="anna", base="x", rank=8, alpha=1.0, steps=5, min_snr_gamma=2.0), defaults))
+    plan = plan_of(complete(TrainSpec(person="anna", base="x", rank=8, alpha=1.0, steps=5, min_snr_gamma=2.0), info))
     assert (plan.steps, plan.rank, plan.alpha, plan.min_snr_gamma) == (5, 8, 1.0, 2.0)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from headshot_ui.dataset.saved import save_dataset
 from headshot_ui.dataset.types import Dataset, Face, PreparedPhoto
-from headshot_ui.engine import TASKS, HeadshotsResult, count_likeness, person_of
+from headshot_ui.engine import TASKS, HeadshotsResult, count_likeness, title_of
 from headshot_ui.errors import Cancelled, HeadshotError
 from headshot_ui.export import ExportedFile, ExportResult
 from headshot_ui.forecast import Forecast, StageForecast
@@ -76,7 +76,7 @@ class FakeEngine:
         self.submitted.append(spec)
         task = TASKS[type(spec)]
         runner = self._runners[type(spec)]
-        return self._queue.submit(task.kind, f"{task.verb} {person_of(spec)}", lambda report: runner(spec, report))
+        return self._queue.submit(task.kind, title_of(spec), lambda report: runner(spec, report), task.lane)
 
     def forecast(self, spec: Spec) -> Forecast:
         stage = StageForecast("train", ("denoiser",), 2**30, False, None)

@@ -14,7 +14,7 @@ from headshot_ui.generation.presets import load_presets
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store
 from headshot_ui.ui import generate_form, generate_request
-from headshot_ui.ui.generate_request import FIELDS, LATEST, LOOKS, NO_LORA, filled_from, look_tiles
+from headshot_ui.ui.generate_request import FIELDS, FILE, LATEST, LOOKS, NO_LORA, filled_from, look_tiles
 from headshot_ui.ui.live import Live
 from headshot_ui.ui.picture_sets import delete_picture
 from headshot_ui.ui.tab import Shell
@@ -130,7 +130,7 @@ def test_trainings_to_choose_from(settings):
     run = trained(store)
     runs = generate_request.usable_runs(store, PERSON, BASE.id)
     choices = generate_request.lora_choices(runs)
-    assert [value for _, value in choices] == [LATEST, run.name, NO_LORA] and "20 steps" in choices[0][0]
+    assert [value for _, value in choices] == [LATEST, run.name, NO_LORA, FILE] and "20 steps" in choices[0][0]
     assert generate_request.usable_runs(store, PERSON, "another-base") == ()
     (run.folder / "lora.safetensors").unlink()
     assert generate_request.usable_runs(store, PERSON, BASE.id) == ()
@@ -181,7 +181,7 @@ def test_what_was_deleted_is_gone_for_good_after_a_restart(settings, tmp_path, m
     with gr.Blocks():
         generate.build(Shell(engine, settings, Live(engine, settings, tmp_path / "shown"), tmp_path / "shown",
                              gr.Dropdown([PERSON]), gr.Timer(1, active=False), gr.Tabs(), gr.State(0.0), gr.Textbox(),
-                             gr.HTML(), gr.State(), gr.State()))  # fmt: skip
+                             gr.HTML(), gr.State(), gr.State(), gr.HTML()))  # fmt: skip
     assert not aside.exists() and made.pictures[1].path.exists()
     engine.close()
 
@@ -193,7 +193,7 @@ def tab(settings, tmp_path):
     with gr.Blocks():
         shell = Shell(engine, settings, Live(engine, settings, tmp_path / "shown"), tmp_path / "shown",
                       gr.Dropdown([PERSON]), gr.Timer(1, active=False), gr.Tabs(), gr.State(0.0), gr.Textbox(),
-                      gr.HTML(), gr.State(), gr.State())  # fmt: skip
+                      gr.HTML(), gr.State(), gr.State(), gr.HTML())  # fmt: skip
         built = generate.build(shell)
     yield shell, built
     engine.close()

@@ -241,7 +241,7 @@ def test_a_refresh_has_a_value_for_every_output_and_shows_new_results_once(
     with gr.Blocks():
         shell = Shell(engine, settings, Live(engine, settings, tmp_path / "shown"), tmp_path / "shown",
                       gr.Dropdown([PERSON]), gr.Timer(1, active=False), gr.Tabs(), gr.State(0.0), gr.Textbox(),
-                      gr.HTML(), gr.State(), gr.State())  # fmt: skip
+                      gr.HTML(), gr.State(), gr.State(), gr.HTML())  # fmt: skip
         built = restore.build(shell)
     values, mark = built.refresh(PERSON, None)
     assert len(values) == len(built.outputs) and built.refresh(PERSON, mark) is None

@@ -8,15 +8,25 @@ from pathlib import Path
 import pytest
 
 from headshot_ui.errors import MemoryBudgetError, SpecError, StoreError
-from headshot_ui.families.protocol import BaseDefaults
+from headshot_ui.families.protocol import BaseDefaults, BaseInfo
 from headshot_ui.generation.records import RANKING
+from headshot_ui.recipes import load_recipes
 from headshot_ui.runs import change_run, create_run, delete_run, find_run, list_runs
 from headshot_ui.settings import Settings
 from headshot_ui.specs import TrainSpec
 from headshot_ui.store import Store, write_json_atomic
+from headshot_ui.training.plan import resolve
 from headshot_ui.ui import run_history
 from headshot_ui.ui.tabs.train_runs import further_request
-from headshot_ui.ui.train_values import fields, length_choices, placeholder, plan_lines, train_request
+from headshot_ui.ui.train_values import (
+    fields,
+    filled_by,
+    length_choices,
+    placeholder,
+    plan_lines,
+    recipe_choices,
+    train_request,
+)
 from tests.ui.fake_engine import FakeEngine, portrait
 
 DEFAULTS = BaseDefaults(train_steps=400, rank=16, learning_rate=0.002)
@@ -30,7 +40,7 @@ def values(**given: object) -> list[object]:
 
 def test_every_setting_of_a_training_has_a_field_with_help():
     rest = {field.name for field in dataclasses.fields(TrainSpec)} - set(NAMES)
-    assert rest == {"person", "base", "run"}
+    assert rest == {"person", "base", "run", "recipe"}
     assert all(field.help[0].isupper() and field.label for field in fields())
 
 
@@ -38,6 +48,45 @@ def test_empty_fields_leave_everything_to_the_base_model():
     assert train_request("anna", "b", DEFAULTS, "normal", values()) == TrainSpec("anna", "b")
     assert train_request("anna", "b", DEFAULTS, "quick", values()).steps == 200
     assert train_request("anna", "b", DEFAULTS, "long", values(steps="33")).steps == 33
+
+
+RECIPES = load_recipes()
+SDXL = BaseInfo("sdxl", "sdxl", "SDXL", Path("x"), "", "", 1024)
+
+
+def test_a_recipe_fills_the_fields_visibly_and_leaves_what_was_entered():
+    original, quick, default = (RECIPES[name] for name in ("original", "quick", "default"))
+    filled = dict(zip(NAMES, filled_by(original, default, values(rank="8", prior_preservation=True)), strict=True))
+    assert (filled["learning_rate"], filled["gradient_accumulation"], filled["size_px"]) == ("0.0001", "4", "512")
+    assert (filled["optimizer"], filled["caption_dropout"], filled["checkpoint_every"]) == ("adamw8bit", "0", "500")
+    assert (filled["rank"], filled["prior_preservation"]) == ("8", True), "entered by the person"
+    assert filled["steps"] == "", "chosen by the length"
+    again = dict(zip(NAMES, filled_by(quick, original, list(filled.values())), strict=True))
+    assert (again["rank"], again["size_px"], again["optimizer"], again["learning_rate"]) == ("8", "768", "", "")
+    assert filled_by(default, quick, list(again.values())) == values(rank="8", prior_preservation=True)
+
+
+def test_the_request_of_a_recipe_resolves_as_the_command_line_would():
+    original = RECIPES["original"]
+    shown = train_request("anna", "sdxl", SDXL.defaults, "normal", filled_by(original, None, values()), original)
+    typed = TrainSpec("anna", "sdxl", recipe="original")
+    assert resolve(shown, SDXL, RECIPES) == resolve(typed, SDXL, RECIPES)
+    half = train_request("anna", "sdxl", BaseDefaults(train_steps=300), "quick", values(), original)
+    assert (half.steps, half.recipe) == (500, "original"), "half of the recipe's steps, not of the base's"
+    assert length_choices(SDXL.defaults, RECIPES["quick"])[2] == ("Long (800 steps)", "long")
+
+
+def test_recipes_are_offered_where_they_suit():
+    assert [name for _, name in recipe_choices(SDXL, RECIPES)] == ["default", "original", "quick"]
+    assert recipe_choices(dataclasses.replace(SDXL, demo=True), RECIPES) == [("Default", "default")]
+    assert recipe_choices(None, RECIPES) == []
+
+
+def test_the_plan_of_a_recipe_says_its_steps_and_batches(tmp_path):
+    engine = FakeEngine(Settings.from_environment(outputs_dir=tmp_path))
+    plan = plan_lines(engine, TrainSpec("anna", "b", recipe="original"), DEFAULTS, 9, RECIPES["original"])
+    assert plan["lines"][0] == "1000 steps of 4 batches on 9 photos, a LoRA of rank 4."
+    engine.close()
 
 
 def test_numbers_are_read_as_people_type_them():
@@ -63,6 +112,7 @@ def test_what_an_empty_field_stands_for_is_shown():
     shown = {field.name: placeholder(field, DEFAULTS) for field in fields()}
     assert (shown["rank"], shown["learning_rate"], shown["min_snr_gamma"]) == ("16", "0.002", "none")
     assert shown["steps"] == "as chosen above"
+    assert (shown["gradient_accumulation"], shown["caption_dropout"], shown["optimizer"]) == ("1", "0.05", "adamw")
     assert length_choices(DEFAULTS)[1] == ("Normal (400 steps)", "normal")
 
 

@@ -70,6 +70,16 @@ def second_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Ten
     return torch.stack(noise)
 
 
+def not_a_number(dtype: torch.dtype) -> str:
+    """What to tell when a model's numbers overflowed: the picture would be black."""
+    if dtype == torch.float16:
+        other = "compute in bfloat16 or float32 (HEADSHOT_UI_DTYPE=float32), or choose another base model or LoRA"
+    else:
+        other = "choose another base model or LoRA, or less strength of the LoRA"
+    name = str(dtype).removeprefix("torch.")
+    return f"The picture became “not a number” while computing in {name}, and would be black: {other}."
+
+
 # --- the schedule -------------------------------------------------------------------------------------
 def split_steps(scheduler_config: Mapping[str, Any], steps: int, switch: float) -> tuple[int, int]:
     """How many of ``steps`` come before and after the share ``switch`` of the training timesteps, as in diffusers.
@@ -194,8 +204,11 @@ def _steps(
     """The scheduler's steps from ``first`` up to ``last`` (not itself)."""
     guidance_scale = request.guidance_scale if request.guidance_scale > 1 else None
     for number, timestep in enumerate(scheduler.timesteps[first:last], start=1):
-        latents = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
-        yield DenoiseStep(number, last - first, latents)
+        latents, expected = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
+        if not torch.isfinite(latents).all():
+            raise ModelError(not_a_number(unet.dtype))
+        half_way = first + number == last < len(scheduler.timesteps)
+        yield DenoiseStep(number, last - first, latents, expected if half_way else None)
 
 
 @torch.no_grad()  # here and not around the loop: a generator must not change the caller's mode between steps
@@ -207,12 +220,12 @@ def _step(
     embeds: PromptEmbeds,
     ids: torch.Tensor,
     guidance_scale: float | None,
-) -> torch.Tensor:
-    """Classifier-free guidance with both halves in one pass, then one Euler step."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Guidance with both halves in one pass, then one Euler step: the latents after it, and the clean ones expected."""
     doubled = latents if guidance_scale is None else torch.cat([latents, latents])
     prediction = predict(unet, scheduler.scale_model_input(doubled, timestep), timestep, embeds, ids)
     if guidance_scale is not None:
         negative, positive = prediction.chunk(2)
         prediction = negative + guidance_scale * (positive - negative)
-    after: torch.Tensor = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-    return after
+    after = scheduler.step(prediction, timestep, latents)
+    return after.prev_sample, after.pred_original_sample

@@ -19,6 +19,9 @@ _MODELS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+#: Folder below the models folder with the VAE of SDXL whose weights were made smaller so that float16 holds what it
+#: computes. It decodes to the same pictures but for the last bits.
+SAFE_VAE = "sdxl-vae-fp16-fix"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 CLIP_TOKENS = 77
 _PUBLISHED = Path(__file__).parent / "published"
@@ -44,9 +47,13 @@ def check_files(folder: Path, weights: bool = True) -> None:
         check_tokenizer(folder / part)
 
 
+def _stem(part: str) -> str:
+    return _MODELS.get(part, _MODELS["vae"])  # the safe VAE has a folder of its own name
+
+
 def variant_of(folder: Path, part: str) -> str | None:
     """ "fp16" when a part has its weights only under that name, as half-precision downloads do."""
-    stem = _MODELS[part]
+    stem = _stem(part)
     plain = (folder / part / f"{stem}.safetensors", folder / part / f"{stem}.safetensors.index.json")
     half = (folder / part / f"{stem}.fp16.safetensors", folder / part / f"{stem}.safetensors.index.fp16.json")
     return "fp16" if not any(path.is_file() for path in plain) and any(path.is_file() for path in half) else None
@@ -55,11 +62,11 @@ def variant_of(folder: Path, part: str) -> str | None:
 def weight_files(folder: Path, part: str) -> tuple[Path, ...]:
     """The safetensors files of a part: one, or the shards that its index names. Raises ModelError."""
     middle = ".fp16" if variant_of(folder, part) else ""
-    index = folder / part / f"{_MODELS[part]}.safetensors.index{middle}.json"
+    index = folder / part / f"{_stem(part)}.safetensors.index{middle}.json"
     if index.is_file():
         shards = read_json_file(index).get("weight_map", {}).values()
         return tuple(folder / part / name for name in sorted(set(shards)))
-    return (folder / part / f"{_MODELS[part]}{middle}.safetensors",)
+    return (folder / part / f"{_stem(part)}{middle}.safetensors",)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import BASE_FILE, REFINER_FILE
 from headshot_ui.families.folders import free_id, id_of, model_folders, name_of, title_of
 from headshot_ui.families.protocol import BaseDefaults, BaseInfo, Misfit, RefinerInfo
-from headshot_ui.families.sdxl_parts.files import published, read_json_file
+from headshot_ui.families.sdxl_parts.files import SAFE_VAE, published, read_json_file
 from headshot_ui.families.sdxl_parts.kinds import (
     BASE,
     BASE_PARTS,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
 INDEX = "model_index.json"
+#: What says that a folder is described; ".waiting" does while a download of its files is being repaired.
+_DESCRIPTIONS = {name + ending for name in (BASE_FILE, REFINER_FILE) for ending in ("", ".waiting")}
 LICENCE = "see where you got it"
 #: What distilled models are called; they draw in a few steps with hardly any guidance, and are spoiled by more.
 _FEW_STEPS = re.compile(r"lightning|turbo|hyper|lcm|dmd", re.IGNORECASE)
@@ -107,11 +109,11 @@ def _refiner(path: Path, family: str, id_: str) -> RefinerInfo:
 # --- looking ------------------------------------------------------------------------------------------
 def _undescribed(settings: Settings) -> Iterator[tuple[Path, Kind]]:
     """Folders in diffusers layout and single files, with what they are, in the order of their paths."""
-    claimed: list[Path] = [settings.models_dir / "demo"]  # what ships is known by its names
+    claimed = [settings.models_dir / "demo", settings.models_dir / SAFE_VAE]  # known by their names
     for folder, names in model_folders(settings.models_dir):
         if any(folder.is_relative_to(other) for other in claimed):
             continue
-        if names & {BASE_FILE, REFINER_FILE}:
+        if names & _DESCRIPTIONS:
             claimed.append(folder)
         elif INDEX in names:
             claimed.append(folder)

@@ -1,4 +1,4 @@
-"""From a folder in diffusers layout, or a single checkpoint beside one, to modules in memory."""
+"""From a folder in diffusers layout, or a checkpoint, to modules in memory; ``source`` says which parts, and when."""
 
 from __future__ import annotations
 
@@ -27,51 +27,34 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what the Euler sampler c
 
 @dataclass
 class SdxlModules:
-    """The components of a StableDiffusionXLPipeline, frozen and in evaluation mode, on the CPU."""
+    """The components of a StableDiffusionXLPipeline, frozen and in evaluation mode. One not in memory is None or ()."""
 
     unet: Any  # UNet2DConditionModel
     vae: Any  # AutoencoderKL
-    text_encoders: tuple[Any, Any]  # CLIPTextModel, CLIPTextModelWithProjection
+    text_encoders: tuple[Any, ...]  # CLIPTextModel, CLIPTextModelWithProjection
     tokenizers: tuple[Any, Any]
     scheduler_config: dict[str, Any]
     zeros_for_empty_prompt: bool
 
 
-def load_modules(info: BaseInfo, device: str, dtype: torch.dtype) -> SdxlModules:
-    """Read all components from local files, UNet and text encoders in ``dtype``.
+def load_facts(info: BaseInfo) -> SdxlModules:
+    """Tokenizers and schedule, without any weights; all files are looked at and must belong together.
 
-    The VAE is float32 where its config asks for it (SDXL's own overflows in float16).
     Raises ModelError naming the file that is missing or damaged.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
     check_base(info)
-    folder, checkpoint = info.folder, info.checkpoint
-    upcast = read_json_file(folder / "vae" / "config.json").get("force_upcast", True)
-    vae_dtype = torch.float32 if upcast or device == "cpu" else dtype
+    folder = info.folder
+    encoders = [read_json_file(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")]
+    scheduler_config = read_schedule(info)
+    check_scheduler(scheduler_config, folder)
+    index = read_json_file(folder / "model_index.json")
     with quiet():
-        text_encoders = (
-            read_model(CLIPTextModel, folder, "text_encoder", dtype, checkpoint),
-            read_model(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype, checkpoint),
+        first, second = (
+            read_tokenizer(folder / name, encoder.get("vocab_size", 0))
+            for name, encoder in zip(("tokenizer", "tokenizer_2"), encoders, strict=True)
         )
-        modules = SdxlModules(
-            unet=read_model(UNet2DConditionModel, folder, "unet", dtype, checkpoint),
-            vae=read_model(AutoencoderKL, folder, "vae", vae_dtype, checkpoint),
-            text_encoders=text_encoders,
-            tokenizers=tuple(
-                read_tokenizer(folder / name, encoder.config.vocab_size)
-                for name, encoder in zip(("tokenizer", "tokenizer_2"), text_encoders, strict=True)
-            ),
-            scheduler_config=read_schedule(info),
-            zeros_for_empty_prompt=bool(
-                read_json_file(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
-            ),
-        )
-    check_scheduler(modules.scheduler_config, folder)
-    if device == "cpu":  # measured on the demo base: decoding takes a quarter less time; the UNet gains nothing
-        modules.vae.to(memory_format=torch.channels_last)
-    return modules
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    return SdxlModules(None, None, (), (first, second), scheduler_config, zeros)
 
 
 def read_model(kind: Any, folder: Path, part: str, dtype: torch.dtype, checkpoint: Path | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 
 from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, DenoiseStep, PromptEmbeds, TrainBatch
 from headshot_ui.families.sdxl_parts import denoise, lora, loss, pictures, text
-from headshot_ui.families.sdxl_parts.load import SdxlModules, load_modules
+from headshot_ui.families.sdxl_parts.load import SdxlModules, load_facts
 from headshot_ui.families.sdxl_parts.lora_file import save_lora
-from headshot_ui.swapping import move
+from headshot_ui.families.sdxl_parts.source import Source
+from headshot_ui.memory import free_vram_bytes, give_back
+from headshot_ui.swapping import forget_copies, move
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,18 +27,31 @@ PARTS = frozenset({"text", "vae", "denoiser"})
 
 
 class LoadedSdxl:
-    """See ``protocol.LoadedBase``. Parts move to the device when first needed, and off it by ``keep``."""
+    """See ``protocol.LoadedBase``. Parts move to the device when first needed, and off it by ``keep``.
 
-    def __init__(self, info: BaseInfo, modules: SdxlModules, device: str) -> None:
+    Without ``source`` no part can be read again, and so none is dropped.
+    """
+
+    def __init__(self, info: BaseInfo, modules: SdxlModules, device: str, source: Source | None = None) -> None:
         self.info = info
         self.modules = modules
         self.device = device
+        self._source = source
+        self._frugal = source is not None and source.in_turns  # main memory is short: nothing waits there
+        self._here: set[str] = set()  # parts that compute now, or did since the last ``keep``
 
     @classmethod
     def read(cls, info: BaseInfo, settings: Settings) -> LoadedSdxl:
-        """Read the model from its files. Raises ModelError naming the file that is missing or damaged."""
-        dtype = getattr(torch, settings.dtype)
-        return cls(info, load_modules(info, settings.device, dtype), settings.device)
+        """Read the model from its files. Raises ModelError naming the file that is missing or damaged.
+
+        Where main memory is short beside it (see ``memory.is_read_in_turns``) each part is read when it is needed.
+        """
+        modules = load_facts(info)
+        loaded = cls(info, modules, settings.device, Source.find(info, settings))
+        if not loaded._frugal:
+            for part in sorted(PARTS):
+                loaded._present(part)
+        return loaded
 
     # --- words -----------------------------------------------------------------
     def unknown_words(self, text_: str) -> tuple[str, ...]:
@@ -50,11 +66,19 @@ class LoadedSdxl:
     # --- pictures ----------------------------------------------------------------
     def encode_images(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """See ``pictures.encode_images``."""
-        return pictures.encode_images(self._ready("vae"), images, generator)
+        vae = self._ready("vae")
+        return pictures.encode_images(vae, images, generator, self._room())
 
     def decode_latents(self, latents: torch.Tensor) -> list[Image.Image]:
         """Scaled latents to RGB pictures."""
-        return pictures.decode_latents(self._ready("vae"), latents)
+        vae = self._ready("vae")
+        return pictures.decode_latents(vae, latents, self._room())
+
+    def _room(self) -> int | None:
+        """Bytes free on the device; None where it is not a card, or a model made without settings."""
+        if self.device != "cuda" or self._source is None:
+            return None
+        return free_vram_bytes(self._source.settings)
 
     def preview(self, latents: torch.Tensor) -> list[Image.Image]:
         """A rough look at unfinished latents, at the size of the finished picture, in about a millisecond."""
@@ -62,12 +86,14 @@ class LoadedSdxl:
 
     @cached_property
     def _preview_matrix(self) -> torch.Tensor:
-        return pictures.fit_preview(self.modules.vae)
+        there = self._modules_of("vae") or (self._source.read("vae") if self._source else ())
+        return pictures.fit_preview(there[0])
 
-    @property
+    @cached_property
     def cell_px(self) -> int:
         """Pixels per side of one latent cell."""
-        return int(2 ** (len(self.modules.vae.config.block_out_channels) - 1))
+        config = self.modules.vae.config if self._source is None else self._source.vae_config
+        return int(2 ** (len(config["block_out_channels"]) - 1))
 
     # --- denoising ---------------------------------------------------------------
     def denoise(self, request: DenoiseRequest) -> Iterator[DenoiseStep]:
@@ -80,9 +106,16 @@ class LoadedSdxl:
         """See ``lora.add_trainable``."""
         return lora.add_trainable(self._ready("denoiser"), rank, alpha, seed)
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether gradients pass through float16, in which small ones vanish unless the loss is scaled."""
+        return bool(self._present("denoiser")[0].dtype == torch.float16)
+
     def checkpoint_gradients(self, enabled: bool) -> None:
         """Compute activations twice instead of keeping them: less memory, more time, the same result."""
-        unet = self.modules.unet
+        unet = self._present("denoiser")[0] if enabled else self.modules.unet
+        if unet is None:  # dropped from memory; one that is read again does not checkpoint
+            return
         unet.enable_gradient_checkpointing() if enabled else unet.disable_gradient_checkpointing()
 
     def training_loss(
@@ -117,12 +150,16 @@ class LoadedSdxl:
 
     def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
         """Make exactly these LoRAs active, taking off any other, one in training too. Raises ModelError."""
-        # Taking them off must not fetch a UNet back to a device that now belongs to another model.
-        lora.use(self._ready("denoiser") if loras else self.modules.unet, loras, self.info.family)
+        # Taking them off must not fetch a UNet back to a device that now belongs to another model, or from its files.
+        if loras or self.modules.unet is not None:
+            lora.use(self._ready("denoiser") if loras else self.modules.unet, loras, self.info.family)
 
     # --- memory ------------------------------------------------------------------
     def keep(self, parts: frozenset[str]) -> None:
-        """Have only these parts ("text", "vae", "denoiser") on the device; the others go to the CPU."""
+        """Have only these parts ("text", "vae", "denoiser") on the device; the others go to the CPU, or away."""
+        self._here = set(parts)
+        if self._frugal:
+            self.shed()
         if self.device == "cpu":
             return
         for part in PARTS - parts:
@@ -133,6 +170,26 @@ class LoadedSdxl:
         for part in parts:
             self._ready(part)
 
+    def shed(self) -> None:
+        """Main memory is short: drop what is not used now, here and at every ``keep`` from now on.
+
+        A dropped part is read from its files when it is needed again. A UNet with a LoRA on is not dropped.
+        """
+        if self._source is None:
+            return
+        self._frugal = True
+        for part in PARTS:
+            if part in self._here or not self._can_be_read_again(part):
+                for module in self._modules_of(part):
+                    forget_copies(module)
+            else:
+                self._put(part, ())
+        gc.collect()  # modules of transformers refer to themselves
+        give_back()
+
+    def _can_be_read_again(self, part: str) -> bool:
+        return part != "denoiser" or not getattr(self.modules.unet, "peft_config", None)
+
     def release(self) -> None:
         """Drop everything; the object is of no use afterwards."""
         self.__dict__.pop("modules", None)
@@ -141,13 +198,30 @@ class LoadedSdxl:
             torch.cuda.empty_cache()
 
     def _ready(self, part: str) -> Any:
-        """Move a part to the device if it is not there; its (first) module."""
-        modules = self._modules_of(part)
+        """Read a part if it is not there and move it to the device; its (first) module."""
+        modules = self._present(part)
+        # A UNet with a LoRA on was read long ago: it has its number format, and the LoRA another.
+        known = self._source is not None and self._can_be_read_again(part)
+        dtype = self._source.dtype_of(part) if self._source is not None and known else None
         for module in modules:
             if module.device.type != self.device:
-                move(module, self.device)
+                move(module, self.device, keep_copy=not self._frugal, dtype=dtype)
+        self._here.add(part)
         return modules[0]
+
+    def _present(self, part: str) -> tuple[Any, ...]:
+        """The modules of a part, wherever they are; read if they are not in memory."""
+        if not self._modules_of(part) and self._source is not None:
+            self._put(part, self._source.read(part, as_stored=self._frugal and self.device == "cuda"))
+        return self._modules_of(part)
 
     def _modules_of(self, part: str) -> tuple[Any, ...]:
         m = self.modules
-        return {"text": m.text_encoders, "vae": (m.vae,), "denoiser": (m.unet,)}[part]
+        modules: tuple[Any, ...] = {"text": m.text_encoders, "vae": (m.vae,), "denoiser": (m.unet,)}[part]
+        return tuple(module for module in modules if module is not None)
+
+    def _put(self, part: str, modules: tuple[Any, ...]) -> None:
+        if part == "text":
+            self.modules.text_encoders = modules
+        else:
+            setattr(self.modules, {"vae": "vae", "denoiser": "unet"}[part], modules[0] if modules else None)

@@ -1,26 +1,101 @@
-"""Between pictures and latents."""
+"""Between pictures and latents.
+
+A picture that is not a number would be saved black. It is decoded again in float32, which a VAE that overflowed in 16
+bit survives; where that is no number either, the latents were none, and a ModelError says so.
+"""
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
 
+from headshot_ui.errors import ModelError
+from headshot_ui.families.sdxl_parts.denoise import not_a_number
+
+#: Bytes for each pixel in 16 bit, twice as much in float32; see ``amounts``, where the same figures make the plan.
+_DECODING_BYTES, _ENCODING_BYTES = 2500, 1300
+TILE_PX = 512
+
+_log = logging.getLogger(__name__)
+
 
 @torch.no_grad()
-def encode_images(vae: Any, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, H/8, W/8) float32; the posterior's mean without generator."""
-    posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-    latents: torch.Tensor = posterior.mode() if generator is None else posterior.sample(generator)
+def encode_images(
+    vae: Any, images: torch.Tensor, generator: torch.Generator | None = None, room: int | None = None
+) -> torch.Tensor:
+    """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, H/8, W/8) float32; the posterior's mean without generator.
+
+    ``room``: bytes that are free on the device; with too few it works in tiles. None: there is enough.
+    """
+    with _in_tiles(vae, _ENCODING_BYTES * images.shape[-1] * images.shape[-2], room):
+        latents = _in_float32_if_need_be(vae, lambda: _encode(vae, images, generator))
+    if not torch.isfinite(latents).all():
+        raise ModelError("The base model reads a photo as “not a number”: get its VAE again, or choose another base.")
     shift, scale = _shift_and_scale(vae, latents)
     return (latents.float() - shift) * scale
 
 
+def _encode(vae: Any, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+    latents: torch.Tensor = posterior.mode() if generator is None else posterior.sample(generator)
+    return latents
+
+
 @torch.no_grad()
-def decode_latents(vae: Any, latents: torch.Tensor) -> list[Image.Image]:
-    """Scaled latents (B, C, h, w) to RGB pictures, one after the other to keep the peak memory of one."""
-    return [_to_picture(_decode(vae, item[None])[0]) for item in latents]
+def decode_latents(vae: Any, latents: torch.Tensor, room: int | None = None) -> list[Image.Image]:
+    """Scaled latents (B, C, h, w) to RGB pictures, one after the other to keep the peak memory of one.
+
+    ``room`` as for ``encode_images``. Raises ModelError for a picture that is not a number.
+    """
+    cell_px = 2 ** (len(vae.config.block_out_channels) - 1)
+    with _in_tiles(vae, _DECODING_BYTES * latents.shape[-1] * latents.shape[-2] * cell_px**2, room):
+        return [_picture(vae, item[None]) for item in latents]
+
+
+def _picture(vae: Any, latents: torch.Tensor) -> Image.Image:
+    image = _in_float32_if_need_be(vae, lambda: _decode(vae, latents))[0]
+    if not torch.isfinite(image).all():
+        raise ModelError(not_a_number(torch.float32))
+    return _to_picture(image)
+
+
+def _in_float32_if_need_be(vae: Any, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What ``compute`` answers; where that is no number, what it answers with the VAE in float32."""
+    result, dtype = compute(), vae.dtype
+    if dtype == torch.float32 or torch.isfinite(result).all():
+        return result
+    _log.warning("The VAE overflowed in %s and computes this picture in float32", dtype)
+    vae.float()
+    try:
+        return compute()
+    finally:
+        vae.to(dtype)  # exact: every value of 16 bits has its own in 32
+
+
+@contextmanager
+def _in_tiles(vae: Any, bytes_in_16_bit: int, room: int | None) -> Iterator[None]:
+    """Have the VAE work in overlapping tiles where the whole picture would not fit. Tiles change colours a little."""
+    needed = bytes_in_16_bit * (2 if vae.dtype == torch.float32 else 1)
+    if room is None or needed <= room:
+        yield
+        return
+    _log.warning("The picture is computed in tiles: the VAE needs %d MB for it and %d are free",
+                 needed >> 20, room >> 20)  # fmt: skip
+    cell_px = 2 ** (len(vae.config.block_out_channels) - 1)
+    before = vae.tile_sample_min_size, vae.tile_latent_min_size
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // cell_px
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+        vae.tile_sample_min_size, vae.tile_latent_min_size = before
 
 
 def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
@@ -54,6 +129,8 @@ def fit_preview(vae: Any) -> torch.Tensor:
 
     Fitted by least squares on smooth random latents, for which one latent cell has one colour.
     """
+    if vae.device.type == "cpu" and vae.dtype != torch.float32:  # processors are slow in half precision
+        vae = copy.deepcopy(vae).float()
     generator = torch.Generator().manual_seed(0)
     channels = vae.config.latent_channels
     coarse = torch.randn(8, channels, 2, 2, generator=generator)

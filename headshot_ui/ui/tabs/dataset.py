@@ -18,6 +18,7 @@ from headshot_ui.specs import Spec
 from headshot_ui.store import Store
 from headshot_ui.ui import templates
 from headshot_ui.ui.literal import safe_html
+from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.outcomes import count_of
 from headshot_ui.ui.photos import grid_values, kept_photos, photos_of, state_of
 from headshot_ui.ui.request import headshots_request, person_name, prepare_request
@@ -53,12 +54,13 @@ class _Parts:
 
 def build(shell: Shell) -> Tab:
     """The tab; see ``ui/tab.py``."""
-    bases = families.all_bases(shell.settings)
+    bases = list(families.all_bases(shell.settings))
     parts = _layout(bases)
     store = Store(shell.settings)
     _wire_choosing(parts, shell, bases)
     _wire_jobs(parts, shell, store)
     wire_editor(parts.editor, shell, store, parts.grid, parts.count)
+    _wire_installed(parts, shell, bases)
     parts.onward.click(lambda: gr.Tabs(selected="train"), None, shell.tabs, **QUIET)
     outputs = (
         parts.files,
@@ -112,6 +114,14 @@ def _layout(bases: Sequence[BaseInfo]) -> _Parts:
 
 def _note(bases: Sequence[BaseInfo], base_id: str) -> str:
     return next((info.note for info in bases if info.id == base_id), "No base model was found.")
+
+
+def _wire_installed(parts: _Parts, shell: Shell, bases: list[BaseInfo]) -> None:
+    def other_models(chosen: str | None) -> gr.Dropdown:
+        bases[:] = families.all_bases(shell.settings)
+        return base_dropdown(bases, chosen)
+
+    shell.installed.change(other_models, parts.base, parts.base, **QUIET)
 
 
 # --- choosing photos --------------------------------------------------------------------------------

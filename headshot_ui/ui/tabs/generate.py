@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -12,12 +13,13 @@ import gradio as gr
 from headshot_ui import families
 from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.store import Store
-from headshot_ui.ui import export_box, generate_form, generate_request, headshot_results
+from headshot_ui.ui import export_box, generate_form, generate_request, headshot_results, lora_files, prompt_words
 from headshot_ui.ui import headshot_view as views
 from headshot_ui.ui.export_box import LATEST_WINS, SENDS
 from headshot_ui.ui.generate_form import Form
-from headshot_ui.ui.generate_request import FIELDS, LATEST
+from headshot_ui.ui.generate_request import FIELDS, FILE, FILE_OF, LATEST
 from headshot_ui.ui.headshot_view import View
+from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.picture_sets import empty_bins, sets_mark
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged
 from headshot_ui.ui.tiles import Tile
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 
 SEEDS = 2**31
 CLEAR = "() => ({text: ''})"
+PROMPTS = ("prompt", "negative_prompt")
+#: The word, or the placeholder, that is just being typed is left out.
+WHOLE_WORDS = (
+    "(text, base) => [document.activeElement?.closest('#{id}')"
+    " ? (text || '').replace(/([{{][^}}]*|[\\p{{L}}\\p{{N}}'’_-]+)$/u, '') : text, base]"
+)
 DRAWING_KINDS = ("generate", "headshots")
 
 
@@ -43,7 +51,7 @@ class Mark:
 
 def build(shell: Shell) -> Tab:
     """Lay the tab out and wire it."""
-    bases = families.all_bases(shell.settings)
+    bases = list(families.all_bases(shell.settings))
     store = Store(shell.settings)
     for person in store.people():
         empty_bins(store, person)
@@ -53,12 +61,24 @@ def build(shell: Shell) -> Tab:
     form = generate_form.layout(bases, tiles, choice)
     results = headshot_results.layout()
     _wire_form(form, shell, bases, store)
+    _wire_installed(form, shell, bases)
     filled = [*form.inputs, *form.all_problems]
     headshot_results.wire(results, shell, lambda spec: _use(spec, bases, tiles), filled)
     outputs = (form.nobody, form.nobody_there, form.card, results.card, form.fields["base"], *_lora_outputs(form),
                form.preview,
                *results.shown, *results.box.refreshed)  # fmt: skip
     return Tab(outputs, lambda person, mark: _refresh(shell, store, bases, person, mark))
+
+
+def _wire_installed(form: Form, shell: Shell, bases: list[BaseInfo]) -> None:
+    """New base models can be chosen, and a new refiner be used."""
+
+    def other_models(chosen: str | None) -> list[Any]:
+        bases[:] = families.all_bases(shell.settings)
+        return [base_dropdown(bases, chosen), *_refine_values(_info(bases, chosen), shell)]
+
+    base = form.fields["base"]
+    shell.installed.change(other_models, base, [base, form.fields["refine"], form.refine_note], **QUIET)
 
 
 def _tiles(shell: Shell) -> list[Tile]:
@@ -82,7 +102,9 @@ def _wire_form(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store
 
     def draw(person: str | None, *values: Any) -> list[Any]:
         try:
-            shell.live.submit(request(person, *values))
+            spec = request(person, *values)
+            prompt_words.check_request_words(_info(bases, spec.base), spec)
+            shell.live.submit(spec)
         except SpecError as error:
             return [*generate_form.problem_values(error.field, str(error)), gr.skip()]
         except HeadshotError as error:
@@ -99,7 +121,7 @@ def _wire_form(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store
 
     def base_chosen(base: str | None, person: str | None) -> list[Any]:
         info = _info(bases, base)
-        choices = generate_request.lora_choices(generate_request.usable_runs(store, person or "", base))
+        choices = _lora_choices(store, person or "", base)
         lora = generate_form.lora_values(choices, LATEST, person or "")
         note = {"text": info.note if info else ""}
         return [note, *_refine_values(info, shell), *lora, *generate_form.placeholder_values(info)]
@@ -107,8 +129,7 @@ def _wire_form(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store
     def use_run(chosen: tuple[str, str] | None, person: str | None, base: str | None) -> list[Any]:
         if not chosen or chosen[0] != person:
             return [gr.skip()] * 3
-        choices = generate_request.lora_choices(generate_request.usable_runs(store, person, base))
-        return generate_form.lora_values(choices, chosen[1], person)
+        return generate_form.lora_values(_lora_choices(store, person, base), chosen[1], person)
 
     fields = form.fields
     of_base = [form.base_note, fields["refine"], form.refine_note, *_lora_outputs(form),
@@ -122,12 +143,58 @@ def _wire_form(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store
         **LATEST_WINS,
     )
     for name in FIELDS:
-        fields[name].change(None, None, form.problems[name], js=CLEAR, **QUIET)
+        if name not in PROMPTS:  # what is said about those changes with every word
+            fields[name].change(None, None, form.problems[name], js=CLEAR, **QUIET)
     form.dice.click(lambda: str(random.randrange(SEEDS)), None, fields["seed"], **CLICK)
     fields["base"].change(base_chosen, [fields["base"], shell.person], of_base, **QUIET)
     shell.lora.change(use_run, [shell.lora, shell.person, fields["base"]], _lora_outputs(form), **QUIET)
+    _wire_prompts(form, bases)
+    _wire_lora_file(form, shell, bases, store)
     form.untrained_there.click(lambda: gr.Tabs(selected="train"), None, shell.tabs, **QUIET)
     form.nobody_there.click(lambda: gr.Tabs(selected="dataset"), None, shell.tabs, **QUIET)
+
+
+def _wire_prompts(form: Form, bases: Sequence[BaseInfo]) -> None:
+    """Words the model does not know are named beside the prompt: while typing, and all of them on leaving it."""
+    base = form.fields["base"]
+    for name in PROMPTS:
+        field = form.fields[name]
+
+        def say(text: str | None, base: str | None, name: str = name) -> dict[str, str]:
+            return {"text": prompt_words.said_of(_info(bases, base), name, text)}
+
+        # Not on "change": the plan listens to that, and two that do set each other off again and again.
+        gr.on([field.input, field.blur, base.change], say, [field, base], form.problems[name],
+              js=WHOLE_WORDS.format(id=name), **CLICK)  # fmt: skip
+
+
+def _wire_lora_file(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store) -> None:
+    lora, place = form.fields["lora"], form.problems["lora"]
+
+    def chosen(value: str | None, person: str | None) -> list[Any]:
+        wanted = (value or "").removeprefix(FILE_OF)
+        kept = next((path for path in lora_files.lora_files(store, person or "") if path.name == wanted), None)
+        return [gr.File(visible=value == FILE), {"text": "" if kept is None else lora_files.about_lora(kept)}]
+
+    def add(upload: str | None, person: str | None, base: str | None) -> list[Any]:
+        """A file that fits is kept and chosen; of another one only the sentence stays."""
+        if not upload:
+            return [gr.skip()] * 3
+        try:
+            kept = lora_files.add_lora(store, person or "", Path(upload), _info(bases, base))
+        except HeadshotError as error:
+            return [gr.skip(), None, {"text": str(error)}]
+        choices = _lora_choices(store, person or "", base)
+        return [gr.Dropdown(choices=choices, value=FILE_OF + kept.name), None, {"text": ""}]
+
+    lora.change(chosen, [lora, shell.person], [form.lora_file, form.lora_note], **QUIET)
+    form.lora_file.upload(add, [form.lora_file, shell.person, form.fields["base"]], [lora, form.lora_file, place],
+                          **QUIET)  # fmt: skip
+
+
+def _lora_choices(store: Store, person: str, base: str | None) -> list[tuple[str, str]]:
+    runs = generate_request.usable_runs(store, person, base)
+    return generate_request.lora_choices(runs, lora_files.lora_files(store, person))
 
 
 def _info(bases: Sequence[BaseInfo], base: str | None) -> BaseInfo | None:
@@ -152,6 +219,7 @@ def _refresh(
 ) -> tuple[list[Any], Mark] | None:
     base = generate_request.base_of(store, person, [info.id for info in bases])
     runs = generate_request.usable_runs(store, person, base)
+    choices = generate_request.lora_choices(runs, lora_files.lora_files(store, person))
     drawing, preview = _drawing(shell, person)
     mark = Mark(person, tuple((run.name, run.state, run.step) for run in runs), sets_mark(store, person), drawing,
                 export_box.export_mark(shell.live, person))  # fmt: skip
@@ -163,7 +231,7 @@ def _refresh(
         values = [gr.HTML(visible=not person), gr.Button(visible=not person), gr.Column(visible=bool(person)),
                   gr.Column(visible=bool(person))]  # fmt: skip
     if fresh or (seen and seen.runs != mark.runs):
-        values += [base, *generate_form.lora_values(generate_request.lora_choices(runs), LATEST, person)]
+        values += [base, *generate_form.lora_values(choices, LATEST, person)]
     else:
         values += [gr.skip()] * 4
     values.append(preview if fresh or (seen and seen.drawing != drawing) else gr.skip())

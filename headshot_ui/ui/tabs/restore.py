@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from headshot_ui.ui import restored_view as views
 from headshot_ui.ui.export_box import LATEST_WINS, SENDS
 from headshot_ui.ui.gallery import small_addresses
 from headshot_ui.ui.generate_request import plan_words
+from headshot_ui.ui.given import forget_given, keep_given
 from headshot_ui.ui.picture_sets import counted, picture_id, sets_mark
 from headshot_ui.ui.restore_form import FIELDS, Form
 from headshot_ui.ui.restored_view import View
@@ -41,12 +42,15 @@ class Mark:
 def build(shell: Shell) -> Tab:
     """Lay the tab out and wire it."""
     store = Store(shell.settings)
+    for person in store.people():
+        forget_given(store, person, [made.picture.source for made in views.find_made(store, person)])
     form = restore_form.layout(
         restore_request.restorer_choices(shell.settings), restore_request.outline_missing(shell.settings)
     )
     results = restored_results.layout()
     _wire_pictures(form, shell, store)
     _wire_choices(form, shell)
+    _wire_installed(form, shell)
     _wire_request(form, shell, store)
     restored_results.wire(results, shell)
     outputs = (form.picks, form.no_picks, form.preview, results.card, *results.shown, *results.box.refreshed)
@@ -107,6 +111,21 @@ def _wire_choices(form: Form, shell: Shell) -> None:
     )  # fmt: skip
 
 
+def _wire_installed(form: Form, shell: Shell) -> None:
+    """A new restorer, upscaler or outline can be used at once."""
+
+    def other_models(restorer: str | None, factor: int | None) -> list[Any]:
+        choices = restore_request.restorer_choices(shell.settings)
+        chosen = next((each for each in choices if each.id == restorer), None)
+        missing = restore_request.outline_missing(shell.settings)
+        return [gr.Dropdown(choices=restore_form.dropdown_choices(choices)), *restore_form.restorer_values(chosen),
+                {"text": restore_request.upscale_missing(int(factor or 1), shell.settings)},
+                gr.Checkbox(interactive=not missing, info=missing or restore_form.OUTLINE_INFO)]  # fmt: skip
+
+    outputs = [form.restorer, *form.of_restorer, form.upscale_note, form.outline]
+    shell.installed.change(other_models, [form.restorer, form.upscale], outputs, **QUIET)
+
+
 # --- the request -----------------------------------------------------------------------------------------------------
 def _wire_request(form: Form, shell: Shell, store: Store) -> None:
     def request(person: str | None, files: Any, picks: Any, faces: Any, shown: Any, *rest: Any) -> RestoreSpec:
@@ -117,9 +136,16 @@ def _wire_request(form: Form, shell: Shell, store: Store) -> None:
             shell.settings,
         )  # fmt: skip
 
+    def kept(spec: RestoreSpec, files: Sequence[str] | None) -> RestoreSpec:
+        """The request with lasting copies in place of the uploads."""
+        if not files:
+            return spec
+        copies = keep_given(store, spec.person, [Path(path) for path in files])
+        return replace(spec, pictures=(*spec.pictures[: -len(files)], *map(str, copies)))
+
     def restore(person: str | None, *values: Any) -> list[Any]:
         try:
-            shell.live.submit(request(person, *values))
+            shell.live.submit(kept(request(person, *values), values[0]))
         except SpecError as error:
             return [*restore_form.problem_values(error.field, str(error)), gr.skip()]
         except HeadshotError as error:

@@ -12,14 +12,26 @@ import gradio as gr
 from headshot_ui import families
 from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.families.protocol import BaseDefaults, BaseInfo
+from headshot_ui.recipes import DEFAULT, Recipe, load_recipes
 from headshot_ui.store import Store
 from headshot_ui.ui import templates
 from headshot_ui.ui.literal import safe_html
+from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.page_js import SHOW_TRAINING
 from headshot_ui.ui.photos import base_of, photos_of, state_of
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged, problem
 from headshot_ui.ui.tabs.train_runs import Runs, runs_layout, runs_mark, runs_values, wire_runs
-from headshot_ui.ui.train_values import Field, fields, length_choices, placeholder, plan_lines, train_request
+from headshot_ui.ui.train_values import (
+    Field,
+    fields,
+    filled_by,
+    is_typed,
+    length_choices,
+    placeholder,
+    plan_lines,
+    recipe_choices,
+    train_request,
+)
 
 NO_PHOTOS = {"title": "No checked photos yet",
              "text": "Training learns from checked photos. Add and check them on the first tab."}  # fmt: skip
@@ -36,6 +48,9 @@ class _Parts:
     plan: gr.HTML
     base: gr.Dropdown
     base_problem: gr.HTML
+    recipe: gr.Dropdown
+    recipe_note: gr.HTML
+    filled_by: gr.State  # id of the recipe whose settings are in the fields
     length: gr.Radio
     inputs: tuple[Any, ...]  # one per ``fields()``
     problems: tuple[gr.HTML, ...]  # under each of them
@@ -49,15 +64,38 @@ def build(shell: Shell) -> Tab:
     """The tab; see ``ui/tab.py``."""
     bases = {info.id: info for info in families.all_bases(shell.settings)}
     store = Store(shell.settings)
-    parts = _layout(bases)
-    _wire(parts, shell, store, bases)
-    wire_runs(parts.runs, shell, store, {base: info.defaults.train_steps for base, info in bases.items()})
+    recipes = _recipes(shell)
+    parts = _layout(bases, recipes)
+    _wire(parts, shell, store, bases, recipes)
+    steps = {base: info.defaults.train_steps for base, info in bases.items()}
+    wire_runs(parts.runs, shell, store, steps)
+    _wire_installed(parts, shell, bases, steps)
     outputs = (parts.empty, parts.settings, parts.base, *parts.runs.outputs)
     return Tab(outputs, _refresher(shell, store, bases))
 
 
+def _wire_installed(parts: _Parts, shell: Shell, bases: dict[str, BaseInfo], steps: dict[str, int]) -> None:
+    def other_models(chosen: str | None) -> gr.Dropdown:
+        found = {info.id: info for info in families.all_bases(shell.settings)}
+        steps.update({base: info.defaults.train_steps for base, info in found.items()})
+        bases.update(found)
+        for gone in set(bases) - set(found):
+            del bases[gone]
+        return base_dropdown(tuple(found.values()), chosen, visible=len(found) > 1)
+
+    shell.installed.change(other_models, parts.base, parts.base, **QUIET)
+
+
+def _recipes(shell: Shell) -> dict[str, Recipe]:
+    try:
+        return load_recipes(shell.settings)
+    except HeadshotError as error:  # one of the person's own is damaged; the sentence names the file
+        gr.Warning(str(error))
+        return load_recipes()
+
+
 # --- layout -----------------------------------------------------------------------------------------
-def _layout(bases: dict[str, BaseInfo]) -> _Parts:
+def _layout(bases: dict[str, BaseInfo], recipes: dict[str, Recipe]) -> _Parts:
     first = next(iter(bases.values()), None)
     defaults = first.defaults if first else None
     with gr.Column(elem_classes="hs-card", elem_id="train-empty") as empty:
@@ -71,9 +109,15 @@ def _layout(bases: dict[str, BaseInfo]) -> _Parts:
             elem_id="train-base", filterable=False, visible=len(bases) > 1,
         )  # fmt: skip
         base_problem = problem("train-base-problem")
+        choices = recipe_choices(first, recipes)
+        recipe = gr.Dropdown(choices, value=DEFAULT, label="Recipe", filterable=False, elem_id="recipe",
+                             visible=len(choices) > 1, info="Settings that belong together.")  # fmt: skip
+        recipe_note = safe_html({"text": ""}, html_template=templates.NOTE, elem_id="recipe-note",
+                                elem_classes="hs-place")  # fmt: skip
         length = gr.Radio(length_choices(defaults), value="normal", label="How long to learn", elem_id="length")
         with gr.Accordion("Expert settings", open=False, elem_id="expert"):
-            safe_html({}, html_template='<p class="hs-soft">Empty fields are as the base model was made for.</p>')
+            safe_html({}, html_template='<p class="hs-soft">Empty fields are as the recipe says, else as the base '
+                      'model was made for.</p>')  # fmt: skip
             with gr.Row(elem_classes="hs-fields"):
                 made = [_field(field, defaults) for field in fields()]
         start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", scale=0, min_width=220)
@@ -81,7 +125,8 @@ def _layout(bases: dict[str, BaseInfo]) -> _Parts:
         start_note = safe_html({"text": ""}, html_template=templates.NOTE, elem_id="start-note",
                                elem_classes="hs-problem-place")  # fmt: skip
     runs = runs_layout()
-    return _Parts(empty, to_dataset, settings, plan, base, base_problem, length, tuple(each for each, _ in made),
+    return _Parts(empty, to_dataset, settings, plan, base, base_problem, recipe, recipe_note, gr.State(DEFAULT), length,
+                  tuple(each for each, _ in made),
                   tuple(place for _, place in made), start, start_problem, start_note, runs)  # fmt: skip
 
 
@@ -92,6 +137,10 @@ def _field(field: Field, defaults: BaseDefaults | None) -> tuple[Any, gr.HTML]:
         control: Any
         if field.kind is bool:
             control = gr.Checkbox(bool(field.default), label=field.label, info=field.help, elem_id=elem_id)
+        elif field.choices:
+            choices = [("as the recipe says", ""), *field.choices]
+            control = gr.Dropdown(choices, value="", label=field.label, info=field.help, filterable=False,
+                                  elem_id=elem_id)  # fmt: skip
         else:
             control = gr.Textbox(
                 "" if field.default is None else f"{field.default:g}", label=field.label, info=field.help, max_lines=1,
@@ -101,7 +150,9 @@ def _field(field: Field, defaults: BaseDefaults | None) -> tuple[Any, gr.HTML]:
 
 
 # --- events -----------------------------------------------------------------------------------------
-def _wire(parts: _Parts, shell: Shell, store: Store, bases: dict[str, BaseInfo]) -> None:
+def _wire(
+    parts: _Parts, shell: Shell, store: Store, bases: dict[str, BaseInfo], recipes: dict[str, Recipe]
+) -> None:
     names = [field.name for field in fields()]
 
     def problems(error: HeadshotError | None) -> list[dict[str, str]]:
@@ -111,47 +162,67 @@ def _wire(parts: _Parts, shell: Shell, store: Store, bases: dict[str, BaseInfo])
         told = [str(error) if error is not None and name == at else "" for name in places]
         return [{"text": text} for text in (*told, str(error) if error is not None and at not in places else "")]
 
-    def plan(person: str | None, base: str | None, length: str, *values: Any) -> list[Any]:
+    def plan(person: str | None, base: str | None, recipe: str | None, length: str, *values: Any) -> list[Any]:
         if not person or not state_of(store, person)[0]:
             return [gr.skip()] * (len(places) + 1)
         info = bases.get(base or "")
         defaults = info.defaults if info else None
         try:
-            spec = train_request(person, base or "", defaults, length, values)
+            chosen = recipes.get(recipe or DEFAULT)
+            spec = train_request(person, base or "", defaults, length, values, chosen)
             photos = sum(photo.verdict == "train" for photo in photos_of(store, person))
         except HeadshotError as error:
             return [gr.skip(), *problems(error)]
-        return [plan_lines(shell.engine, spec, defaults, photos), *problems(None)]
+        return [plan_lines(shell.engine, spec, defaults, photos, chosen), *problems(None)]
 
-    def start(person: str | None, base: str | None, length: str, *values: Any) -> list[Any]:
+    def start(person: str | None, base: str | None, recipe: str | None, length: str, *values: Any) -> list[Any]:
         info = bases.get(base or "")
         try:
             if info is None:
                 raise SpecError("base", "This base model is not installed: choose another.")
-            job = shell.live.submit(train_request(person or "", info.id, info.defaults, length, values))
+            chosen = recipes.get(recipe or DEFAULT)
+            job = shell.live.submit(train_request(person or "", info.id, info.defaults, length, values, chosen))
         except HeadshotError as error:
             return [*problems(error), {"text": ""}, gr.skip()]
         known = time.time() - shell.live.started_s(job) > DOUBLE_CLICK_S
         return [*problems(None), {"text": RUNS_ALREADY if known else ""}, nudged()]
 
-    def chosen_base(base: str | None) -> list[Any]:
+    def chosen_base(base: str | None, recipe: str | None) -> list[Any]:
         info = bases.get(base or "")
         defaults = info.defaults if info else None
-        numbers = [gr.Textbox(placeholder=placeholder(field, defaults)) if field.kind is not bool else gr.skip()
+        choices = recipe_choices(info, recipes)
+        kept = recipe if recipe in [name for _, name in choices] else DEFAULT
+        numbers = [gr.Textbox(placeholder=placeholder(field, defaults)) if is_typed(field) else gr.skip()
                    for field in fields()]  # fmt: skip
-        return [gr.Radio(choices=length_choices(defaults)), *numbers]
+        return [gr.Dropdown(choices=choices, value=kept, visible=len(choices) > 1),
+                gr.Radio(choices=length_choices(defaults, recipes.get(kept))), *numbers]  # fmt: skip
+
+    def chosen_recipe(recipe: str | None, before: str | None, base: str | None, *values: Any) -> list[Any]:
+        chosen, info = recipes.get(recipe or DEFAULT), bases.get(base or "")
+        note = chosen.note if chosen is not None and chosen.id != DEFAULT else ""
+        lengths = gr.Radio(choices=length_choices(info.defaults if info else None, chosen))
+        filled = filled_by(chosen, recipes.get(before or DEFAULT), values)
+        return [{"text": note}, recipe or DEFAULT, lengths, *filled]
 
     places = [parts.base_problem, *parts.problems, parts.start_problem]
-    given = [shell.person, parts.base, parts.length, *parts.inputs]
+    given = [shell.person, parts.base, parts.recipe, parts.length, *parts.inputs]
     changes = [parts.length.change, parts.base.change, shell.tabs.change, shell.person.change]
     changes += [
-        control.change if field.kind is bool else control.blur
+        control.blur if is_typed(field) else control.change
         for field, control in zip(fields(), parts.inputs, strict=True)
     ]
-    changes += [control.submit for field, control in zip(fields(), parts.inputs, strict=True) if field.kind is not bool]
+    changes += [control.submit for field, control in zip(fields(), parts.inputs, strict=True) if is_typed(field)]
     gr.on(changes, plan, given, [parts.plan, *places], **QUIET)
+    parts.recipe.change(
+        chosen_recipe,
+        [parts.recipe, parts.filled_by, parts.base, *parts.inputs],
+        [parts.recipe_note, parts.filled_by, parts.length, *parts.inputs],
+        **QUIET,
+    ).then(plan, given, [parts.plan, *places], **QUIET)
     parts.length.change(lambda: {"text": ""}, None, parts.start_note, **QUIET)
-    parts.base.change(chosen_base, parts.base, [parts.length, *parts.inputs], **QUIET)
+    parts.base.change(
+        chosen_base, [parts.base, parts.recipe], [parts.recipe, parts.length, *parts.inputs], **QUIET
+    )  # fmt: skip
     parts.start.click(start, given, [*places, parts.start_note, shell.nudge], **CLICK).then(None, js=SHOW_TRAINING)
     parts.to_dataset.click(lambda: gr.Tabs(selected="dataset"), None, shell.tabs, **QUIET)
 

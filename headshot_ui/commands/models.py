@@ -1,0 +1,242 @@
+"""models: what can be downloaded, getting it, checking it, removing it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.output import print_json, print_table
+from headshot_ui.commands.shared_options import shared_options
+from headshot_ui.errors import SpecError
+from headshot_ui.specs import DownloadSpec
+from headshot_ui.store import readable_bytes
+
+if TYPE_CHECKING:
+    from headshot_ui.downloads.catalogue import Entry
+    from headshot_ui.downloads.runner import DownloadResult, GotEntry, Removed
+    from headshot_ui.downloads.states import EntryState
+    from headshot_ui.settings import Settings
+
+NAME = "models"
+SUMMARY = "list, download, check or remove the models of photographs"
+EXAMPLES = """examples:
+  models list                                     what there is: size, licence, source, what is here
+  models get sdxl arcface retinaface              download; goes on where it stopped, checks every byte
+  models get codeformer --accept-licence          accepts a licence that asks for it, once
+  models verify                                   read everything that is here and name what is damaged
+  models remove sdxl-refiner --yes
+
+Files of Hugging Face's cache are used where it has them (HF_HOME, HF_HUB_CACHE). HF_ENDPOINT names a mirror of the
+hub, HEADSHOT_UI_RELEASE_MIRROR one of GitHub's releases, HTTPS_PROXY a proxy; HF_HUB_OFFLINE=1 forbids downloads."""
+
+STATE_WORDS = {
+    "missing": "not here",
+    "unfinished": "unfinished",
+    "there": "here",
+    "unchecked": "here, not checked",
+    "damaged": "DAMAGED",
+}
+_ACTIONS: dict[str, tuple[str, str]] = {
+    "list": ("say what can be downloaded, and what is here", "models list --json"),
+    "get": ("download models, or what is missing or damaged of them", "models get sdxl sdxl-refiner"),
+    "verify": ("read every byte of what is here and name what is damaged", "models verify sdxl"),
+    "remove": ("remove downloaded models; what was put there by hand stays", "models remove sdxl --yes"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="what to do", metavar="ACTION", dest="action", required=True)
+    for name, (summary, example) in _ACTIONS.items():
+        one = actions.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n  python3 app.py {example}", parents=[shared_options()],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        one.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object as the last line"
+        )
+        if name != "list":
+            nargs = "*" if name == "verify" else "+"
+            rest = " (default: all that are here)" if name == "verify" else ""
+            one.add_argument(
+                "entries", nargs=nargs, metavar="ID", help=f"ids of the models, as “models list” has them{rest}"
+            )
+        if name == "get":
+            one.add_argument("--accept-licence", action="store_true", help="accept the licences that ask for it, once")
+        if name == "remove":
+            one.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    return _RUN[args.action](args, context)
+
+
+# --- list -------------------------------------------------------------------------------------------
+def _list(args: argparse.Namespace, context: Context) -> int:
+    from headshot_ui.downloads.catalogue import load_catalogue
+    from headshot_ui.downloads.states import entry_state
+
+    rows = [(entry, entry_state(entry, context.settings)) for entry in load_catalogue().values()]
+    if context.as_json:
+        print_json({"folder": context.settings.models_dir, "models": [_plain(entry, state) for entry, state in rows]})
+        return 0
+    print_table([("id", "size", "state"), *((entry.id, _size(entry, state), _words(state)) for entry, state in rows)])
+    for entry, state in rows:
+        print(f"\n{entry.id}: {entry.title}. {entry.note}")
+        print(f"  Licence: {entry.licence}, {entry.licence_page}")
+        print(f"  Source: {entry.source.page}")
+        if state.detail:
+            print(f"  {state.detail}")
+    print(f"\nThe folder is {context.settings.models_dir}. To get one: python3 app.py models get ID")
+    return 0
+
+
+def _plain(entry: Entry, state: EntryState) -> dict[str, Any]:
+    return {
+        "id": entry.id, "title": entry.title, "kind": entry.kind, "note": entry.note, "size_bytes": state.total_bytes,
+        "licence": entry.licence, "licence_page": entry.licence_page, "non_commercial": entry.non_commercial,
+        "source": entry.source.page, "state": state.state, "detail": state.detail, "there_bytes": state.there_bytes,
+        "checked_against": state.basis,
+    }  # fmt: skip
+
+
+def _size(entry: Entry, state: EntryState) -> str:
+    if state.state == "unfinished":
+        return f"{readable_bytes(state.there_bytes)} of {readable_bytes(state.total_bytes)}"
+    return readable_bytes(state.total_bytes)
+
+
+def _words(state: EntryState) -> str:
+    return STATE_WORDS[state.state]
+
+
+# --- get and verify ---------------------------------------------------------------------------------
+def _get(args: argparse.Namespace, context: Context) -> int:
+    entries = _entries(args.entries)
+    _licences(entries, context, args.accept_licence)
+    result: DownloadResult = run_alone(context, DownloadSpec(tuple(entry.id for entry in entries)))
+    return _tell(result, context, got_lines)
+
+
+def _licences(entries: Sequence[Entry], context: Context, accept: bool) -> None:
+    """Ask for what has to be accepted, or accept it. Raises ModelError when it is not accepted."""
+    from headshot_ui.downloads.runner import check_licence
+    from headshot_ui.restoration import licence
+
+    for entry in entries:
+        if not entry.non_commercial or licence.accepted(context.settings, entry.id):
+            continue
+        print(licence.terms(entry.id), file=context.progress_stream, flush=True)
+        if accept or _agreed("Accept this licence? [y/N] ", context):
+            licence.accept(context.settings, entry.id)
+            print(f"The licence of {entry.id} is accepted.", file=context.progress_stream)
+        check_licence(entry, context.settings)
+
+
+def _verify(args: argparse.Namespace, context: Context) -> int:
+    from headshot_ui.downloads.states import entry_state
+
+    entries = _entries(args.entries)
+    if not args.entries:
+        entries = [entry for entry in entries if entry_state(entry, context.settings).state != "missing"]
+    if not entries:
+        if context.as_json:
+            print_json({"ok": True, "models": []})
+        else:
+            print("None of the models that can be downloaded is here: “models list” shows them.")
+        return 0
+    result: DownloadResult = run_alone(context, DownloadSpec(tuple(entry.id for entry in entries), check_only=True))
+    return _tell(result, context, checked_lines)
+
+
+def _tell(result: DownloadResult, context: Context, lines: Callable[[GotEntry], Sequence[str]]) -> int:
+    if context.as_json:
+        print_json({"ok": result.ok, "folder": result.folder, "models": result.entries})
+    else:
+        print("\n".join(line for entry in result.entries for line in lines(entry)))
+        damaged = [entry.id for entry in result.entries if not all(check.ok for check in entry.checks)]
+        if damaged:
+            print(f"To mend it: python3 app.py models get {' '.join(damaged)}")
+    return 0 if result.ok else 1
+
+
+def got_lines(got: GotEntry) -> Sequence[str]:
+    """What came of getting one entry, in a line or two."""
+    if got.already:
+        return [f"{got.id}: everything is here already ({readable_bytes(got.state.total_bytes)})."]
+    parts = [f"{readable_bytes(got.fetched_bytes)} downloaded"] if got.fetched_bytes else []
+    parts += [f"{readable_bytes(got.cached_bytes)} from the hub's cache"] if got.cached_bytes else []
+    first = f"{got.id}: complete ({', '.join(parts) or 'what was here was checked'})."
+    return [first, *(f"  {words}: {count} file{'s' * (count != 1)}" for words, count in _counted(got).items())]
+
+
+def _counted(got: GotEntry) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for check in got.checks:
+        counts[check.words] = counts.get(check.words, 0) + 1
+    return counts
+
+
+def checked_lines(got: GotEntry) -> Sequence[str]:
+    """What a check found: each file that is damaged or missing by its name."""
+    bad = [check for check in got.checks if not check.ok]
+    if not bad:
+        return [
+            f"{got.id}: good.",
+            *(f"  {words}: {count} file{'s' * (count != 1)}" for words, count in _counted(got).items()),
+        ]
+    return [f"{got.id}: NOT as it should be.", *(f"  {check.path}: {check.words}" for check in bad)]
+
+
+# --- remove -----------------------------------------------------------------------------------------
+def _remove(args: argparse.Namespace, context: Context) -> int:
+    from headshot_ui.downloads.runner import remove
+
+    entries = _entries(args.entries)
+    sizes = readable_bytes(sum(_there(entry, context.settings) for entry in entries))
+    if not args.yes and not _agreed(f"Remove {', '.join(entry.id for entry in entries)} ({sizes})? [y/N] ", context):
+        raise SpecError("yes", "Nothing was removed: say yes, or add --yes where there is no terminal.")
+    removed = [remove(entry, context.settings) for entry in entries]
+    if context.as_json:
+        print_json({"removed": removed})
+    else:
+        print("\n".join(line for each in removed for line in removed_lines(each)))
+    return 0
+
+
+def removed_lines(removed: Removed) -> Sequence[str]:
+    """What went, and what was left because it was put there by hand."""
+    first = f"{removed.id}: nothing of it was downloaded here."
+    if removed.files or removed.freed_bytes:
+        first = f"{removed.id}: removed, {readable_bytes(removed.freed_bytes)} are free again."
+    return [first, *(f"  {path} was put there by hand and stays." for path in removed.kept)]
+
+
+def _there(entry: Entry, settings: Settings) -> int:
+    from headshot_ui.downloads.states import entry_state
+
+    return entry_state(entry, settings).there_bytes
+
+
+def _entries(ids: Sequence[str]) -> list[Entry]:
+    """Those named, or all. Raises SpecError."""
+    from headshot_ui.downloads.catalogue import find_entry, load_catalogue
+
+    return [find_entry(entry_id) for entry_id in dict.fromkeys(ids)] or list(load_catalogue().values())
+
+
+def _agreed(question: str, context: Context) -> bool:
+    """A yes typed at a terminal; False where there is none."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return False
+    stream: TextIO = context.progress_stream
+    print(question, end="", file=stream, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+_RUN: dict[str, Callable[[argparse.Namespace, Context], int]] = {
+    "list": _list, "get": _get, "verify": _verify, "remove": _remove,
+}  # fmt: skip

@@ -1,0 +1,168 @@
+"""Files, device and memory: what everything else stands on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headshot_ui.errors import ModelError
+from headshot_ui.families.bases import all_weights, weights_fault
+from headshot_ui.prove.findings import Finding, fails, holds, not_possible
+from headshot_ui.store import read_json, readable_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from headshot_ui.families.protocol import RefinerInfo
+    from headshot_ui.prove.bench import Bench
+
+CHECKING = "Reading the weights"
+AGAIN = "Get this file again."
+#: Under the models folder, about what was downloaded: {"files": {"sdxl/unet/x.safetensors": {"sha256": "…"}}}.
+RECORDS = ".downloads"
+#: Tensors that may stay alive: small tables that libraries keep, and cuBLAS's workspace on the card (32 MiB on Hopper).
+MAY_STAY = 96 * 2**20
+#: Relative error of one product of two matrices of 512 x 512, per number format; measured 0.003 and 0.0004 in half.
+_TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+
+
+def check_files(bench: Bench) -> Finding:
+    """Every weight file is as long as it says, holds finite numbers, and is what was downloaded."""
+    files = [path for info in (bench.info, *_refiners(bench)) for path in all_weights(info)]
+    files += [path for path in _restorer_files(bench) if path.suffix == ".safetensors"]
+    if not files:
+        return fails("there are no weight files", "Get the model again.")
+    total, known = 0, _downloaded(bench.shop.settings.models_dir)
+    for number, path in enumerate(files):
+        bench.job.report(CHECKING, number, len(files))
+        name = f"{path.parent.name}/{path.name}"
+        fault = weights_fault(path) or _broken_numbers(path)
+        if fault:
+            return fails(f"{name}: {fault}", AGAIN)
+        if path in known and _sha256(path) != known[path]:
+            return fails(f"{name} is no longer the file that was downloaded", AGAIN)
+        total += path.stat().st_size
+    checked = sum(path in known for path in files)
+    told = f", {checked} with the SHA-256 they were downloaded with" if checked else ""
+    return holds(f"{len(files)} files, {readable_bytes(total)}: whole, every number finite{told}")
+
+
+def _restorer_files(bench: Bench) -> list[Path]:
+    settings = bench.shop.settings
+    restorers = bench.shop.parts.all_restorers().values()
+    return [restorer.weights(settings) for restorer in restorers if not restorer.missing(settings)]
+
+
+def _refiners(bench: Bench) -> list[RefinerInfo]:
+    from headshot_ui import families
+
+    try:
+        return [families.find_refiner(None, bench.info, bench.shop.settings)]
+    except ModelError:
+        return []
+
+
+def _broken_numbers(path: Path) -> str:
+    """A few words when a number is none, or a matrix is nothing but zeros (a hole in the file); "" when all is well."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return f"“{name}” holds numbers that are none"
+            if tensor.ndim > 1 and tensor.is_floating_point() and not bool(tensor.any()):
+                return f"“{name}” is nothing but zeros"
+    return ""
+
+
+def _downloaded(models: Path) -> dict[Path, str]:
+    """File → SHA-256 with which it was downloaded, for those that this program got."""
+    known = {}
+    for path in sorted((models / RECORDS).glob("*.json")):
+        data = read_json(path)
+        files = data.get("files", {}) if isinstance(data, dict) else {}
+        for place, entry in files.items():
+            if isinstance(entry, dict) and isinstance(entry.get("sha256"), str):
+                known[models / place] = entry["sha256"]
+    return known
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- device -------------------------------------------------------------------------------------------
+def check_device(bench: Bench) -> Finding:
+    """One product of matrices in the number format of the settings is what float64 says, and the same twice."""
+    import torch
+
+    settings = bench.shop.settings
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(512, 512, generator=generator).to(settings.device, dtype) for _ in range(2))
+    exact = left.cpu().double() @ right.cpu().double()  # Apple's GPU has no float64
+    found, again = (left @ right).cpu(), (left @ right).cpu()
+    error = float((found.double() - exact).norm() / exact.norm())
+    told = f"{settings.device}, {settings.dtype}: a product of matrices is off by {error:.1e}"
+    bench.before = bench.memory()
+    if not error < _TOLERANCE[settings.dtype]:
+        return fails(told, "Bring the graphics driver up to date, or compute with --device cpu.")
+    if not torch.equal(found, again):
+        return fails(f"{told}, and differs from one time to the next", "Let the card cool, and test its memory.")
+    return holds(f"{told}, the same every time")
+
+
+def check_swap(bench: Bench) -> Finding:
+    """A model that left the graphics card and came back draws the same, bit for bit."""
+    import torch
+
+    if bench.shop.settings.device != "cuda":
+        return not_possible("without a graphics card nothing has to leave it")
+    assert bench.latents is not None
+    latents = bench.latents
+    with bench.shop.loaded(bench.info) as loaded:
+        loaded.keep(frozenset({"denoiser"}))
+        turns: tuple[frozenset[str], ...] = (frozenset(), frozenset({"denoiser"})) * 2
+        seconds = [_timed(partial(loaded.keep, parts)) for parts in turns]
+        after = bench.few_steps(loaded, latents.embeds, latents.negative)
+    away, back = min(seconds[0], seconds[2]), min(seconds[1], seconds[3])
+    told = f"{away:.2f} s off the card, {back:.2f} s back onto it"
+    if not torch.equal(after, latents.without):
+        return fails(f"{told}, but it draws something else afterwards", "Test the memory of this computer.")
+    return holds(told, seconds_per_swap=away + back)
+
+
+def _timed(move: Callable[[], None]) -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    move()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def check_memory(bench: Bench) -> Finding:
+    """When all models are dropped, their memory is free again."""
+    assert bench.before is not None
+    bench.latents, bench.items = None, ()
+    bench.shop.residency.evict()
+    now = bench.memory()
+    tensors, allocated = now.tensors - bench.before.tensors, now.allocated - bench.before.allocated
+    told = f"{_signed(tensors)} of tensors in memory"
+    if bench.shop.settings.device == "cuda":
+        told += f", {_signed(allocated)} on the graphics card"
+    told += f" beside what was there before; the process has {readable_bytes(now.process)}"
+    if max(tensors, allocated) > MAY_STAY:
+        return fails(told, "Restart the program between long jobs, and attach this report to an issue.")
+    return holds(told)
+
+
+def _signed(count: int) -> str:
+    return ("-" if count < 0 else "+") + readable_bytes(abs(count))

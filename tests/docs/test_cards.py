@@ -1,0 +1,74 @@
+"""docs/CARDS.md: every number of its tables is what benchmarks/cards.py computes from the kept figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cards():
+    spec = importlib.util.spec_from_file_location("cards", ROOT / "benchmarks" / "cards.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cards"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["cards"]
+
+
+def test_the_page_holds_what_is_computed(cards):
+    page = cards.PAGE.read_text("utf-8")
+    assert cards.filled(page, cards.tables()) == page, "run: python benchmarks/cards.py --write"
+    with pytest.raises(ValueError, match="no part"):
+        cards.filled(page, {"nowhere": ""})
+
+
+def test_estimates_follow_from_reports_and_measured_runs(cards):
+    work = cards.Work(denoiser=5, refiner=6, decode=10, encode=1, step=10, step_checkpointed=20, lora_numbers=0)
+    assert work.picture(steps=2) == 2 * 2 * 5 + 10
+    assert work.picture(steps=3, refined=1) == 2 * (2 * 5 + 6) + 10
+    slow = cards.Card("slow", "Slow", 24, 10.0, True)
+    reported = [{"card": "slow", "what": "drawing", "steps": 2, "seconds": 6.0, "source": "a/b#1"}]
+    share = cards.share_reached([slow], reported, work)
+    assert share == pytest.approx(30 / 10 / 6)
+    assert cards.seconds_beside([], share, work) is None
+    run = cards.Measured("fast", seconds_per_step=0.7, checkpointing=True, tflops=100.0)
+    beside = cards.seconds_beside([run], share, work)
+    assert beside == pytest.approx(0.7 - 20 / (0.5 * 100))
+    (row,) = cards.card_rows([slow], work, share, beside)
+    assert row[1] == "off"
+    assert row[3] == cards.minutes(1000 * (beside + 10 / 5)) and row[2] == cards.minutes(1000 * 10 / 10)
+    assert cards.card_rows([slow], work, share, None)[0][3] == cards.NOT_YET
+
+
+def test_a_card_that_is_too_small_is_said_to_be(cards):
+    work = cards.read_work()
+    assert cards.needed_bytes(work, True) < cards.needed_bytes(work, False)
+    small, middle = cards.Card("s", "S", 6, 10, True), cards.Card("m", "M", 8, 10, True)
+    assert cards.checkpoints(small, work) is None and cards.checkpoints(middle, work) is True
+    assert cards.card_rows([small], work, 0.5, 1.0)[0][1] == "does not fit"
+
+
+def test_figures_of_a_kept_run_are_read(cards):
+    facts = {"steps": 20, "seconds_of_training": 16.0, "gradient_checkpointing": True}
+    stage = {"stage": "train", "error": "", "seconds": 31.4, "peak_reserved_bytes": 6 * 2**30,
+             "peak_rss_bytes": 9 * 2**30, "facts": facts}  # fmt: skip
+    run = {"card": "8gb", "size": "full", "device": "NVIDIA H200", "dtype": "bfloat16", "cap_bytes": 7 * 2**30,
+           "stages": [stage, stage | {"stage": "restore", "facts": {}}]}  # fmt: skip
+    _, measuring, _ = cards.read_cards()
+    found = cards.measured_learning(run, measuring)
+    assert (found.seconds_per_step, found.checkpointing, found.tflops) == (0.8, True, 989)
+    assert [row[1:] for row in cards.measured_rows([run])] == [
+        ["train, 20 steps", "6.0 GB", "9.0 GB", "31 s"],
+        ["restore", "6.0 GB", "9.0 GB", "31 s"],
+    ]
+    failed = run | {"stages": [stage | {"error": "MemoryBudgetError: full"}]}
+    assert cards.measured_learning(failed, measuring) is None
+    assert cards.measured_rows([failed])[0][-1] == "MemoryBudgetError: full"
+    assert cards.measured_learning(run | {"size": "tiny"}, measuring) is None
+    assert cards.measured_rows([]) == [[cards.NOT_YET, "", "", "", ""]]

@@ -1,0 +1,83 @@
+"""Parts that were dropped from main memory are read again; numbers that overflowed are told, never drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from headshot_ui import families
+from headshot_ui.errors import ModelError
+from headshot_ui.families.protocol import LoadedBase, LoadedRefiner
+from headshot_ui.families.sdxl_parts import pictures
+from headshot_ui.settings import Settings
+
+
+@pytest.fixture
+def tight(settings: Settings) -> LoadedBase:
+    """The tiny base where main memory is short beside it."""
+    limited = replace(settings, ram_limit_bytes=1000)
+    return families.load_base(families.find_base("tiny-sdxl", limited), limited)
+
+
+def test_where_memory_is_short_only_the_part_at_work_is_there(tight: LoadedBase, tiny: LoadedBase) -> None:
+    parts = lambda: [bool(tight._modules_of(part)) for part in ("text", "vae", "denoiser")]  # noqa: E731
+    assert parts() == [False, False, False]
+    tight.keep(frozenset({"text"}))
+    mine, theirs = tight.encode_prompts(["portrait of tok person"]), tiny.encode_prompts(["portrait of tok person"])
+    assert parts() == [True, False, False]
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    tight.keep(frozenset({"vae"}))
+    image = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    assert torch.equal(tight.encode_images(image), tiny.encode_images(image))
+    assert parts() == [False, True, False]
+
+
+def test_a_unet_with_a_lora_is_never_dropped(tight: LoadedBase) -> None:
+    tight.add_trainable_lora(2, 2.0, 0)
+    before = tight.trainable_lora_state()
+    tight.keep(frozenset({"vae"}))
+    tight.shed()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tight.trainable_lora_state().items())
+    tight.use_loras(())
+    tight.keep(frozenset())
+    assert tight.modules.unet is None
+    tight.use_loras(())  # nothing to take off, and nothing is read for it
+    assert tight.modules.unet is None
+
+
+def test_a_refiner_drops_its_unet_and_reads_it_again(refiner: LoadedRefiner) -> None:
+    refiner.keep(frozenset({"denoiser"}))
+    before = {name: tensor.clone() for name, tensor in refiner.unet.state_dict().items()}
+    refiner.shed()
+    assert refiner.unet is not None, "it is at work"
+    refiner.keep(frozenset())
+    assert refiner.unet is None
+    refiner.keep(frozenset({"denoiser"}))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in refiner.unet.state_dict().items())
+
+
+def test_a_picture_that_is_no_number_is_decoded_again_and_else_told(
+    tiny: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ModelError, match="not a number"):
+        tiny.decode_latents(latents + float("nan"))
+    vae = tiny.modules.vae
+    real = pictures._decode
+    monkeypatch.setattr(pictures, "_decode", lambda v, x: real(v, x) / (v.dtype == torch.float32))
+    vae.bfloat16()
+    try:
+        (picture,) = tiny.decode_latents(latents)
+        assert vae.dtype == torch.bfloat16 and picture.getextrema() != ((0, 0),) * 3
+    finally:
+        vae.float()
+
+
+def test_tiles_are_used_only_without_room(tiny: LoadedBase) -> None:
+    vae = tiny.modules.vae
+    for room, expected in ((None, False), (10**12, False), (1, True)):
+        with pictures._in_tiles(vae, 1000, room):
+            assert vae.use_tiling is expected
+    assert vae.use_tiling is False
