@@ -66,7 +66,7 @@ def _converted(tensors: dict[str, torch.Tensor], model: Any, config: dict[str, A
     elif part == "text_encoder":
         state = diffusers_names.convert_ldm_clip_checkpoint(tensors)
     else:
-        state = diffusers_names.convert_open_clip_checkpoint(model, tensors, prefix=_PREFIXES[part])
+        state = diffusers_names.convert_open_clip_checkpoint(model, tensors, prefix=f"{_PREFIXES[part]}model.")
     wanted = model.state_dict()
     # transformers 5 says "encoder.…" where checkpoints say "text_model.encoder.…", but for encoders with a projection.
     if part == "text_encoder" and not any(name.startswith("text_model.") for name in wanted):
