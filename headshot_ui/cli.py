@@ -13,7 +13,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui import __version__
-from headshot_ui.commands import demo, doctor, export, generate, headshots, models, page, prepare, prove, restore, train
+from headshot_ui.commands import (
+    demo,
+    doctor,
+    export,
+    generate,
+    headshots,
+    lora,
+    models,
+    page,
+    prepare,
+    prove,
+    restore,
+    train,
+)
 from headshot_ui.commands.job_runner import Context, PlanShown
 from headshot_ui.commands.shared_options import shared_options
 from headshot_ui.errors import Cancelled, HeadshotError, SetupError, SpecError
@@ -23,7 +36,7 @@ from headshot_ui.settings import Settings
 if TYPE_CHECKING:
     from headshot_ui.engine import Engine
 
-COMMANDS = (demo, headshots, prepare, train, generate, restore, export, models, prove, doctor)
+COMMANDS = (demo, headshots, prepare, train, generate, restore, export, lora, models, prove, doctor)
 LONG_COMMANDS = (demo, headshots, train, generate, restore, prove)  # those with --plan
 _ABOUT = "Train a LoRA on about twelve photos of yourself and make professional headshots, on your own computer."
 _EPILOG = """Without a command the page opens in your browser.

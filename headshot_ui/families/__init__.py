@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         Family,
         LoadedBase,
         LoadedRefiner,
+        LoraFacts,
+        LoraLayout,
         Misfit,
         RefinerFacts,
         RefinerInfo,
@@ -114,9 +116,33 @@ def vocabulary(info: BaseInfo) -> Vocabulary:
     return _family_of(info).vocabulary(info)
 
 
+# --- LoRA files -------------------------------------------------------------------------------------
+def lora_facts(path: Path) -> LoraFacts:
+    """What is in a LoRA file, of whichever family. Raises ModelError, saying what it is, when no family takes it."""
+    problem: ModelError | None = None
+    for family in all_families().values():
+        try:
+            return family.lora_facts(path)
+        except ModelError as error:
+            problem = problem or error
+    raise problem or ModelError(f"{path} is of no known family: update the program.")
+
+
 def check_lora(path: Path, info: BaseInfo) -> None:
-    """See ``protocol.Family.check_lora``."""
+    """Raise ModelError unless every layer of the LoRA fits this base, of which no weights are loaded."""
     _family_of(info).check_lora(path, info)
+
+
+def lora_layouts(info: BaseInfo) -> tuple[LoraLayout, ...]:
+    """In which layouts LoRAs made for this base can be written, the most useful one first."""
+    return _family_of(info).lora_layouts
+
+
+def lora_in_layout(
+    layout: str, source: Path, info: BaseInfo, facts: Mapping[str, str], title: str, dtype: str | None = None
+) -> bytes:
+    """See ``protocol.Family.lora_in_layout``."""
+    return _family_of(info).lora_in_layout(layout, source, info, facts, title, dtype)
 
 
 # --- refiners ---------------------------------------------------------------------------------------

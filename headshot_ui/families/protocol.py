@@ -146,6 +146,28 @@ class DenoiseStep:
     clean: torch.Tensor | None = None  # with the last step before a ``stop_at``: what is expected behind the noise
 
 
+@dataclass(frozen=True)
+class LoraLayout:
+    """A way LoRA files of a family are written, for the programs that take it."""
+
+    id: str  # e.g. "diffusers"
+    title: str  # who takes it, behind "for": "diffusers"
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What is in a LoRA file, known without any base model."""
+
+    family: str  # id
+    layout: str  # id of a ``LoraLayout`` of the family
+    modules: Mapping[str, int]  # part of the base model, for people → number of its layers the LoRA changes
+    rank: int  # the commonest one
+    alpha: float | None  # likewise; None: not beside the layers, so equal to the rank unless the header says more
+    one_rank: bool  # rank and alpha are the same in all layers
+    dtype: str  # e.g. "float16"
+    header: Mapping[str, str]  # everything the file says of itself
+
+
 class Vocabulary(Protocol):
     """What a base model can read, known without its weights. A ``LoadedBase`` is one too."""
 
@@ -220,7 +242,9 @@ class LoadedBase(Protocol):
     def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
         """Make exactly these LoRAs with these weights active; () leaves the base bit-equal to before.
 
-        Raises ModelError when a file is damaged or was made for another family or size.
+        A LoRA may also change how prompts are read, so put it on before ``encode_prompts``. Moves nothing to the
+        device. All files are checked before anything changes; raises ModelError when one is damaged, no LoRA, of a
+        kind that cannot be applied exactly, or made for another family or size.
         """
 
     # --- memory ------------------------------------------------------------------
@@ -259,6 +283,23 @@ class Family(Protocol):
     """A kind of base model."""
 
     id: str
+    lora_layouts: tuple[LoraLayout, ...]  # that ``lora_in_layout`` knows; the most useful one first
+
+    def lora_facts(self, path: Path) -> LoraFacts:
+        """Look into a LoRA file. Raises ModelError unless it is one of this family; the sentence says what it is."""
+
+    def check_lora(self, path: Path, info: BaseInfo) -> None:
+        """Raise ModelError unless every layer of the LoRA fits this base, of which no weights are loaded."""
+
+    def lora_in_layout(
+        self, layout: str, source: Path, info: BaseInfo, facts: Mapping[str, str], title: str, dtype: str | None = None
+    ) -> bytes:
+        """The LoRA ``source``, made for ``info``, as a whole file in another layout (an id).
+
+        ``facts`` (trigger, class_word, steps, date …) stand in the header beside what ``source`` says of itself and
+        win over it; ``title`` is what other programs list it as. ``dtype`` "float16" or "float32"; None keeps it. The
+        same input gives the same bytes. Raises ModelError.
+        """
 
     def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
         """Refiners of this family found under ``settings.models_dir``; () has none."""
@@ -274,9 +315,6 @@ class Family(Protocol):
 
     def vocabulary(self, info: BaseInfo) -> Vocabulary:
         """What this base can read, without loading it. Raises ModelError naming the file at fault."""
-
-    def check_lora(self, path: Path, info: BaseInfo) -> None:
-        """Look at the header of a LoRA file. Raises ModelError when it is damaged, no LoRA, or not for this base."""
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family found under ``settings.models_dir``."""

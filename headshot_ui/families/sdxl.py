@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headshot_ui.families.bases import find_bases, find_refiners
+from headshot_ui.families.protocol import LoraLayout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from headshot_ui.families.protocol import (
         BaseInfo,
         LoadedBase,
         LoadedRefiner,
+        LoraFacts,
         Misfit,
         RefinerFacts,
         RefinerInfo,
@@ -28,6 +31,7 @@ class SdxlFamily:
     """See ``protocol.Family``."""
 
     id = "sdxl"
+    lora_layouts = (LoraLayout("kohya", "ComfyUI, A1111, Forge"), LoraLayout("diffusers", "diffusers"))
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family under ``settings.models_dir``, described by a ``base.json`` or not."""
@@ -60,11 +64,25 @@ class SdxlFamily:
 
         return SdxlVocabulary(info)
 
-    def check_lora(self, path: Path, info: BaseInfo) -> None:
-        """Look at the header of a LoRA file. Raises ModelError when it is damaged, no LoRA, or not for this base."""
-        from headshot_ui.families.sdxl_parts.lora_header import check_header
+    def lora_facts(self, path: Path) -> LoraFacts:
+        """Look into a LoRA file. Raises ModelError unless it is one of this family."""
+        from headshot_ui.families.sdxl_parts.lora_facts import lora_facts
 
-        check_header(path, info)
+        return lora_facts(path, self.id)
+
+    def check_lora(self, path: Path, info: BaseInfo) -> None:
+        """Raise ModelError unless every layer of the LoRA fits this base, of which only configs are read."""
+        from headshot_ui.families.sdxl_parts.lora_facts import check_lora
+
+        check_lora(path, info)
+
+    def lora_in_layout(
+        self, layout: str, source: Path, info: BaseInfo, facts: Mapping[str, str], title: str, dtype: str | None = None
+    ) -> bytes:
+        """See ``protocol.Family.lora_in_layout``."""
+        from headshot_ui.families.sdxl_parts.lora_facts import lora_in_layout
+
+        return lora_in_layout(layout, source, info, facts, title, dtype)
 
     def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
         """Refiners of this family under ``settings.models_dir``, described by a ``refiner.json`` or not."""

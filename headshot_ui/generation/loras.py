@@ -18,6 +18,10 @@ LATEST = "latest"
 #: Header entries that name the trigger word: ours, then the one other programs write.
 TRIGGER_KEYS = ("trigger", "modelspec.trigger_phrase")
 CLASS_WORD_KEYS = ("class_word",)
+#: Header entries that name the base model a LoRA was trained on: ours, then kohya's.
+BASE_KEYS = ("base", "ss_sd_model_name")
+#: Files that Python would have to execute; a LoRA in one is refused, and none of them is the name of a run.
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ def choose_lora(spec: GenerateSpec, store: Store) -> ChosenLora | None:
         return _read(run.name, run.lora_path)
     if spec.lora.lower().endswith(".safetensors"):
         return _read(spec.lora, Path(spec.lora).expanduser())
+    if spec.lora.lower().endswith(PICKLES):
+        raise ModelError(
+            f"{spec.lora} is a pickle file, which can run programs of its maker when it is opened: take the "
+            ".safetensors file of this LoRA, or have it converted by somebody you trust."
+        )
     run = find_run(store, spec.person, spec.lora)
     if run.spec.base != spec.base:
         raise ModelError(
@@ -64,6 +73,30 @@ def check_family(lora: ChosenLora | None, info: BaseInfo) -> None:
         raise ModelError(
             f"{lora.path} was trained for the family “{family}”, not for “{info.family}”: choose another LoRA."
         )
+
+
+def base_note(lora: ChosenLora | None, info: BaseInfo) -> str:
+    """One sentence when a LoRA says that it was trained on another base model than this one; "" otherwise.
+
+    Models of one family share their layers, so it is used all the same.
+    """
+    if lora is None:
+        return ""
+    trained_on = _word(lora.metadata, "base_title") or _file_stem(_word(lora.metadata, *BASE_KEYS))
+    same = {name.casefold() for name in (info.id, info.title, info.folder.name)}
+    names = [trained_on, *(_file_stem(_word(lora.metadata, key)) for key in BASE_KEYS)]
+    if not trained_on or any(name.casefold() in same for name in names if name):
+        return ""
+    return (
+        f"The LoRA was trained on “{trained_on}” and is used with “{info.title}”: "
+        "if the likeness is weaker than you hoped, draw with the base model it was trained on."
+    )
+
+
+def _file_stem(name: str) -> str:
+    """Other programs write a file name, some a whole path of the maker's computer."""
+    file = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return file.removesuffix(".safetensors").removesuffix(".ckpt")[:80]
 
 
 def person_words(lora: ChosenLora | None, store: Store, person: str, info: BaseInfo) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from headshot_ui import families
 from headshot_ui.errors import Cancelled, StoreError
 from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, LoadedBase, PromptEmbeds, Vocabulary
 from headshot_ui.generation.finish import FINISHING, finish
-from headshot_ui.generation.loras import ChosenLora, check_family, choose_lora, person_words
+from headshot_ui.generation.loras import ChosenLora, base_note, check_family, choose_lora, person_words
 from headshot_ui.generation.plan import PlannedPicture, batches, plan, resolve
 from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.records import Picture, ordered, write_ranking
@@ -55,7 +55,9 @@ def check_request(spec: GenerateSpec, store: Store, info: BaseInfo) -> None:
     Raises SpecError for presets, words and settings, ModelError or StoreError for a LoRA, refiner or tokenizer that
     cannot be used, StoreError when the disk has no room for the pictures.
     """
-    _checked(spec, store, families.vocabulary(info), choose_refining(spec, info, store.settings))
+    _, lora, _ = _checked(spec, store, families.vocabulary(info), choose_refining(spec, info, store.settings))
+    if lora is not None:
+        families.check_lora(lora.path, info)
 
 
 def generate(
@@ -125,8 +127,32 @@ def _checked(
     return resolved, lora, planned
 
 
+def _use_lora(work: Work) -> None:
+    """Put the request's LoRA on, before the prompts are read: it may change the text encoders too. ``_draw`` takes
+    it off again. Says once when it was trained on another base model."""
+    if work.lora is None:
+        return
+    work.loaded.use_loras([(work.lora.path, work.spec.lora_scale)])
+    note = base_note(work.lora, work.loaded.info)
+    if note:
+        _log.warning("%s (%s)", note, work.lora.path)
+        work.report(READING, 0, 1, note=note)
+
+
 def _read_prompts(work: Work) -> Mapping[str, PromptEmbeds]:
-    """Text → its embeddings with first dimension 1, each text once and alone, so that no other text touches it."""
+    """Text → its embeddings with first dimension 1, each text once and alone, so that no other text touches it.
+
+    They are read with the request's LoRA, which is on afterwards; when reading breaks off it is off again.
+    """
+    try:
+        _use_lora(work)
+        return _all_embeds(work)
+    except BaseException:
+        work.loaded.use_loras(())
+        raise
+
+
+def _all_embeds(work: Work) -> Mapping[str, PromptEmbeds]:
     wanted = [text for picture in work.planned for text in (picture.prompt, picture.negative_prompt)]
     if work.refining is not None:
         wanted += [refiner_negative(picture, work.refining) for picture in work.planned]
@@ -144,11 +170,9 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds]) -> None:
     """Denoise batch after batch into ``work.drawn``. The LoRA is off again when this ends, however it ends."""
     settings, loaded, refining = work.store.settings, work.loaded, work.refining
     halfway = refining is not None and refining.way == ENSEMBLE
-    loaded.keep(frozenset({"denoiser"}))
     stage = DrawingStage(work, DRAWING, len(work.planned), work.steps if refining is None else refining.base_steps)
     try:
-        if work.lora is not None:
-            loaded.use_loras([(work.lora.path, work.spec.lora_scale)])
+        loaded.keep(frozenset({"denoiser"}))
         for batch in batches(work.planned, settings.device, card_bytes(settings)):
             request = DenoiseRequest(
                 embeds=stacked(embeds, (picture.prompt for picture in batch)),

@@ -8,8 +8,10 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from headshot_ui import __version__
 from headshot_ui.dataset.types import Dataset
 from headshot_ui.errors import Cancelled, DatasetError, SpecError, StoreError
 from headshot_ui.families.protocol import LoadedBase
@@ -223,6 +225,8 @@ def _finish(trainer: Trainer, run: Run, dataset: Dataset, seconds: float) -> Non
         "trigger": dataset.trigger,
         "class_word": dataset.class_word,
         "steps": str(trainer.step),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "program": f"headshot_ui {__version__}",
     }
     trainer.loaded.save_lora(run.folder / LORA_FILE, trainer.loaded.trainable_lora_state(), metadata)
     now = load_run(run.folder)

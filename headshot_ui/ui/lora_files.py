@@ -64,7 +64,8 @@ def _check(path: Path, info: BaseInfo) -> None:
     try:
         families.check_lora(path, info)
     except ModelError as error:
-        raise SpecError("lora", str(error)) from error
+        # Where an upload lies meanwhile is nothing that anybody has to know.
+        raise SpecError("lora", str(error).replace(str(path), f"“{path.name}”")) from error
 
 
 def _free_name(folder: Path, stem: str) -> Path:

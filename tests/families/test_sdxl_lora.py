@@ -181,7 +181,7 @@ def test_a_lora_that_does_not_fit_is_refused(tiny: LoadedBase, settings: Setting
 
     unmarked = {name.replace("unet.", "transformer."): tensor for name, tensor in tensors.items()}
     save_file(unmarked, tmp_path / "unmarked.safetensors")
-    refused("unmarked.safetensors", "nothing for this kind")
+    refused("unmarked.safetensors", "another size or kind")
 
     renamed = {name.replace("down_blocks", "side_blocks"): tensor for name, tensor in tensors.items()}
     save_file(renamed, tmp_path / "renamed.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch
 from headshot_ui import families
 from headshot_ui.errors import ModelError
 from headshot_ui.families.protocol import LoadedBase, LoadedRefiner
-from headshot_ui.families.sdxl_parts import pictures
+from headshot_ui.families.sdxl_parts import lora, pictures
+from headshot_ui.families.sdxl_parts.lora_write import lora_bytes
 from headshot_ui.settings import Settings
+from tests.families.lora_maker import PROMPT, bits, draw, drawn_from, place, random_layers, same, usual_layers
 
 
 @pytest.fixture
@@ -45,6 +48,42 @@ def test_a_unet_with_a_lora_is_never_dropped(tight: LoadedBase) -> None:
     assert tight.modules.unet is None
     tight.use_loras(())  # nothing to take off, and nothing is read for it
     assert tight.modules.unet is None
+
+
+@pytest.mark.parametrize("part", ["", "unet", "text_encoder_2"])
+def test_where_memory_is_short_a_part_has_its_lora_whenever_it_is_read(
+    part: str, tight: LoadedBase, tiny: LoadedBase, tmp_path: Path
+) -> None:
+    where = place(tiny)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(lora_bytes("kohya", random_layers(where, usual_layers(where, part)), where.topology, {}, "x"))
+    bare = draw(tiny)
+    tiny.use_loras([(path, 0.7)])
+    wanted = draw(tiny)
+    tiny.use_loras(())
+    tight.use_loras([(path, 0.7)])
+    assert lora.parts(tight.modules) == {}, "a UNet does not wait in memory while prompts are read"
+    for _ in range(2):
+        tight.keep(frozenset({"text"}))
+        embeds = tight.encode_prompts([PROMPT]), tight.encode_prompts([""])
+        assert tight.modules.unet is None
+        tight.keep(frozenset({"denoiser"}))
+        assert torch.equal(drawn_from(tight, *embeds), wanted)
+        assert tight.modules.text_encoders == ()
+    tight.use_loras(())  # the UNet is there, the encoders are not
+    assert torch.equal(draw(tight), bare)
+    assert not torch.equal(wanted, bare) and same(bits(tight), bits(tiny))
+
+
+def test_a_fresh_lora_takes_the_place_of_those_in_use(tight: LoadedBase, tiny: LoadedBase, tmp_path: Path) -> None:
+    where = place(tiny)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(lora_bytes("diffusers", random_layers(where, usual_layers(where)), where.topology, {}, "x"))
+    tight.use_loras([(path, 1.0)])
+    tight.add_trainable_lora(2, 2.0, 0)
+    assert set(tight.modules.unet.peft_config) == {lora.TRAINED}
+    assert torch.equal(draw(tight), draw(tiny)), "its B is zero, and the encoders have no other's"
+    tight.use_loras(())
 
 
 def test_a_refiner_drops_its_unet_and_reads_it_again(refiner: LoadedRefiner) -> None:

@@ -53,8 +53,8 @@ def test_every_part_of_the_model_is_fetched_once_for_the_whole_request(tmp_path:
     generate(spec, store, base, Reports())
     kinds = [event[0] if event[0] != "keep" else event for event in base.events]
     order = [kind for index, kind in enumerate(kinds) if index == 0 or kinds[index - 1] != kind]
-    drawing = [("keep", "denoiser"), "loras", "denoise", "loras"]
-    assert order == [("keep", "text"), "encode", *drawing, ("keep", "vae"), "decode"]
+    drawing = [("keep", "denoiser"), "denoise", "loras"]
+    assert order == ["loras", ("keep", "text"), "encode", *drawing, ("keep", "vae"), "decode"]
     texts = [event[1] for event in base.events if event[0] == "encode"]
     assert len(texts) == len(set(texts)) == 4, "two prompts, the preset's negative and the empty one, each once"
     seeds = [event[1] for event in base.events if event[0] == "denoise"]

@@ -169,11 +169,11 @@ def test_a_lora_that_changes_nothing(prove: Prove) -> None:
 def test_residue_of_a_lora_that_was_taken_off(prove: Prove, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = sdxl_lora.remove_all
 
-    def dirty(unet: Any) -> None:
-        had = bool(getattr(unet, "peft_config", None))
-        clean(unet)
+    def dirty(modules: Any) -> None:
+        had = bool(getattr(modules.unet, "peft_config", None))
+        clean(modules)
         if had:  # as little as unfusing in float32 leaves
-            unet.conv_in.weight.data += 1e-6
+            modules.unet.conv_in.weight.data += 1e-6
 
     monkeypatch.setattr(sdxl_lora, "remove_all", dirty)
     results = prove(*LEARNED, "lora", "lora-off")

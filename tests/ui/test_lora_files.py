@@ -1,9 +1,9 @@
-"""A LoRA file from elsewhere: looked at by its header, kept with the person, chosen in the form."""
+"""A LoRA file from elsewhere: looked at before it is used, kept with the person, chosen in the form."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,16 +18,15 @@ from headshot_ui.ui.generate_request import generate_request as request
 from headshot_ui.ui.lora_files import about_lora, add_lora, find_lora, lora_files
 from tests.ui.studio_stub import BASE, PERSON, studio_settings
 
+DEMO = Path(__file__).parents[2] / "models" / "demo" / "sdxl"
+OUT = 128  # how wide both layers named here are
 OURS = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
 KOHYA = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight"
 
 
 @pytest.fixture
-def base(tmp_path):
-    folder = tmp_path / "base"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "unet" / "config.json").write_text(json.dumps({"cross_attention_dim": 224}))
-    return replace(BASE, folder=folder)
+def base():
+    return replace(BASE, folder=DEMO)
 
 
 @pytest.fixture
@@ -38,7 +37,9 @@ def store(tmp_path, base, monkeypatch):
 
 def lora(folder, name="style.safetensors", key=OURS, width=224, **header):
     path = folder / name
-    save_file({key: np.zeros((4, width), np.float32)}, path, metadata=header or None)
+    other = key.replace("lora_A", "lora_B").replace("lora_down", "lora_up")
+    tensors = {other: np.zeros((OUT, 4), np.float32), key: np.zeros((4, width), np.float32)}
+    save_file(tensors, path, metadata=header or None)
     return path
 
 
@@ -59,10 +60,10 @@ def test_a_file_that_fits_is_kept_once_and_offered(key, store, base, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"width": 2048}, "of another size than “Demo"),
-        ({"key": "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight"}, "another kind of base model"),
-        ({"family": "flux"}, "another kind of base model"),
-        ({"key": "model.diffusion_model.input_blocks.0.weight"}, "holds no LoRA"),
+        ({"width": 2048}, "of another size or kind than “Demo"),
+        ({"key": "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight"}, "^“style.safetensors” was made for FLUX"),
+        ({"family": "flux"}, "trained for the family “flux”"),
+        ({"key": "model.diffusion_model.input_blocks.0.weight"}, "is a whole model and not a LoRA"),
     ],
 )
 def test_a_file_that_does_not_fit_is_told_and_not_kept(changes, sentence, store, base, tmp_path):
@@ -74,7 +75,7 @@ def test_a_file_that_does_not_fit_is_told_and_not_kept(changes, sentence, store,
 def test_what_is_no_safetensors_file_is_told(store, base, tmp_path):
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(b"\xff" * 100)
-    with pytest.raises(SpecError, match="damaged or no LoRA file"):
+    with pytest.raises(SpecError, match="is damaged"):
         add_lora(store, PERSON, damaged, base)
     with pytest.raises(SpecError, match="no .safetensors file"):
         add_lora(store, PERSON, tmp_path / "x.pt", base)
@@ -103,5 +104,5 @@ def test_a_file_put_there_by_hand_is_looked_at_when_it_is_used(store, base, tmp_
     folder = store.person_dir(PERSON) / "loras"
     folder.mkdir(parents=True)
     lora(folder, width=768)
-    with pytest.raises(SpecError, match="another size"):
+    with pytest.raises(SpecError, match="^“style.safetensors” was made for Stable Diffusion 1.5"):
         find_lora(store, PERSON, "style.safetensors", base)

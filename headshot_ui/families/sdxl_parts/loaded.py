@@ -13,7 +13,9 @@ import torch
 from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, DenoiseStep, PromptEmbeds, TrainBatch
 from headshot_ui.families.sdxl_parts import denoise, lora, loss, pictures, text
 from headshot_ui.families.sdxl_parts.load import SdxlModules, load_facts
-from headshot_ui.families.sdxl_parts.lora_file import save_lora
+from headshot_ui.families.sdxl_parts.lora_facts import place_in_files
+from headshot_ui.families.sdxl_parts.lora_file import LoraFile, read_lora_file
+from headshot_ui.families.sdxl_parts.lora_write import save_lora
 from headshot_ui.families.sdxl_parts.source import Source
 from headshot_ui.memory import free_vram_bytes, give_back
 from headshot_ui.swapping import forget_copies, move
@@ -39,6 +41,7 @@ class LoadedSdxl:
         self._source = source
         self._frugal = source is not None and source.in_turns  # main memory is short: nothing waits there
         self._here: set[str] = set()  # parts that compute now, or did since the last ``keep``
+        self._loras: tuple[tuple[LoraFile, float], ...] = ()  # finished ones that are in use, with their weights
 
     @classmethod
     def read(cls, info: BaseInfo, settings: Settings) -> LoadedSdxl:
@@ -104,7 +107,9 @@ class LoadedSdxl:
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
         """See ``lora.add_trainable``."""
-        return lora.add_trainable(self._ready("denoiser"), rank, alpha, seed)
+        self._loras = ()
+        self._ready("denoiser")
+        return lora.add_trainable(self.modules, rank, alpha, seed)
 
     @property
     def scales_loss(self) -> bool:
@@ -146,13 +151,24 @@ class LoadedSdxl:
 
     def save_lora(self, path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
         """Write a LoRA that diffusers loads with the same effect, atomically."""
-        save_lora(path, state, {"family": self.info.family, "base": self.info.id, **metadata})
+        about = {"family": self.info.family, "base": self.info.id, "base_title": self.info.title}
+        save_lora(path, state, {**about, **metadata})
 
     def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
-        """Make exactly these LoRAs active, taking off any other, one in training too. Raises ModelError."""
-        # Taking them off must not fetch a UNet back to a device that now belongs to another model, or from its files.
-        if loras or self.modules.unet is not None:
-            lora.use(self._ready("denoiser") if loras else self.modules.unet, loras, self.info.family)
+        """Make exactly these LoRAs active, taking off any other, one in training too. Raises ModelError.
+
+        Nothing moves and nothing is read but the LoRAs: taking them off must not fetch a UNet back to a device that
+        now belongs to another model. A part that is not in memory gets its share when it is read, so that a UNet need
+        not wait there while prompts are read.
+        """
+        place = place_in_files(self.info) if loras else None
+        files = [(read_lora_file(path, place, self.info.family), weight) for path, weight in loras if place]
+        self._loras = ()
+        lora.remove_all(self.modules)
+        for part in PARTS if files else ():
+            if part in self._here or not self._frugal:  # others may not have their number format yet
+                lora.put_on(self.modules, self._modules_of(part), files)
+        self._loras = tuple(files)
 
     # --- memory ------------------------------------------------------------------
     def keep(self, parts: frozenset[str]) -> None:
@@ -173,7 +189,8 @@ class LoadedSdxl:
     def shed(self) -> None:
         """Main memory is short: drop what is not used now, here and at every ``keep`` from now on.
 
-        A dropped part is read from its files when it is needed again. A UNet with a LoRA on is not dropped.
+        A dropped part is read from its files when it is needed again. A UNet whose LoRA is being trained is not
+        dropped; finished LoRAs are put on again.
         """
         if self._source is None:
             return
@@ -188,7 +205,7 @@ class LoadedSdxl:
         give_back()
 
     def _can_be_read_again(self, part: str) -> bool:
-        return part != "denoiser" or not getattr(self.modules.unet, "peft_config", None)
+        return part != "denoiser" or not lora.is_trained(self.modules.unet)
 
     def release(self) -> None:
         """Drop everything; the object is of no use afterwards."""
@@ -198,14 +215,16 @@ class LoadedSdxl:
             torch.cuda.empty_cache()
 
     def _ready(self, part: str) -> Any:
-        """Read a part if it is not there and move it to the device; its (first) module."""
+        """Read a part if it is not there and move it to the device, with the LoRAs in use on; its (first) module."""
         modules = self._present(part)
-        # A UNet with a LoRA on was read long ago: it has its number format, and the LoRA another.
+        # A UNet whose LoRA is trained was read long ago: it has its number format, and the LoRA another.
         known = self._source is not None and self._can_be_read_again(part)
         dtype = self._source.dtype_of(part) if self._source is not None and known else None
         for module in modules:
             if module.device.type != self.device:
                 move(module, self.device, keep_copy=not self._frugal, dtype=dtype)
+        if self._loras:
+            lora.put_on(self.modules, modules, self._loras)
         self._here.add(part)
         return modules[0]
 
