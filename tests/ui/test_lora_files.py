@@ -21,6 +21,7 @@ from tests.ui.studio_stub import BASE, PERSON, studio_settings
 DEMO = Path(__file__).parents[2] / "models" / "demo" / "sdxl"
 OUT = 128  # how wide both layers named here are
 OURS = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
+FLUX = "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight"
 KOHYA = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight"
 
 
@@ -61,7 +62,7 @@ def test_a_file_that_fits_is_kept_once_and_offered(key, store, base, tmp_path):
     ("changes", "sentence"),
     [
         ({"width": 2048}, "of another size or kind than “Demo"),
-        ({"key": "transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight"}, "^“style.safetensors” was made for FLUX"),
+        ({"key": FLUX}, "^“style.safetensors” was made for FLUX"),
         ({"family": "flux"}, "trained for the family “flux”"),
         ({"key": "model.diffusion_model.input_blocks.0.weight"}, "is a whole model and not a LoRA"),
     ],
