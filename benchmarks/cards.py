@@ -5,14 +5,15 @@
     python benchmarks/cards.py --count      count the work of Stable Diffusion XL anew (a minute or two on a CPU)
 
 Read are ``cards.json`` (cards, and what others report of them), ``results/sdxl-work.json`` (``--count``) and, where
-they are there, ``results/small-cards-*.json`` (``small_cards.py``). Letters: W work in TFLOP, P a card's dense 16-bit
+they are there, ``results/small-cards-*.json`` (``small_cards.py``) and ``results/prove-*.json``
+(``prove``). Letters: W work in TFLOP, P a card's dense 16-bit
 rate in TFLOP/s by its data sheet, s the share of P that is reached, h seconds a step costs whatever the card.
 
     at least    W / P                the card at its full rate throughout, which nothing reaches
     estimate    h + W / (s * P)
 
 s is the median of what others report for drawing with the same modules (``reported``). h is measured: what a training
-step took in the small-cards run beyond W / (s * P) of the card it ran on. Without such a run there is no estimate for
+step took in a run of ``prove`` beyond W / (s * P) of the card it ran on. Without such a run there is no estimate for
 learning. For drawing h is 0, because s was taken from whole pictures.
 """
 
@@ -38,6 +39,7 @@ NOT_YET = "not measured yet"
 STEPS, SAMPLING_STEPS, LOOKS, PER_LOOK, BEFORE, PHOTOS = 1000, 30, 10, 4, 4, 12
 REFINED_STEPS = 6  # of SAMPLING_STEPS, drawn by the refiner as an ensemble
 GIB = 2**30
+SIZE_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run of small_cards.py says about learning."""
+    """What one report of ``prove`` says about learning."""
 
-    title: str  # of the run, for people
+    title: str  # of the card
     seconds_per_step: float
     checkpointing: bool
     tflops: float  # of the card it ran on
@@ -118,15 +120,19 @@ def step_work(work: Work, checkpointing: bool) -> float:
     return work.step_checkpointed if checkpointing else work.step
 
 
-def measured_learning(run: dict[str, Any], cards: Iterable[Card]) -> Measured | None:
-    """What a run says about the training step; None where that stage did not end well or the card is not known."""
-    stage = next((stage for stage in run["stages"] if stage["stage"] == "train" and not stage["error"]), None)
-    rate = next((card.tflops for card in cards if card.id == run["device"]), None)
-    if stage is None or rate is None or run["size"] != "full":
+def read_proofs() -> list[dict[str, Any]]:
+    """Every report of ``prove`` whose figures were kept."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted((HERE / "results").glob("prove-*.json"))]
+
+
+def measured_learning(proof: dict[str, Any], cards: Iterable[Card]) -> Measured | None:
+    """What a report says of the training step alone; None where there is none, or the card or base is another."""
+    check = next((one for one in proof["checks"] if one["id"] == "training" and one["verdict"] == "holds"), None)
+    rate = next((card.tflops for card in cards if card.id == proof["machine"]["card"]), None)
+    seconds = None if check is None else check["measured"].get("seconds per training step")
+    if check is None or rate is None or seconds is None or proof["base"]["size_px"] != SIZE_PX:
         return None
-    facts = stage["facts"]
-    seconds = facts["seconds_of_training"] / facts["steps"]
-    return Measured(run_title(run), seconds, facts["gradient_checkpointing"], rate)
+    return Measured(proof["machine"]["card"], seconds, "gradient checkpointing" in check["figure"], rate)
 
 
 def run_title(run: dict[str, Any]) -> str:
@@ -227,7 +233,7 @@ def tables() -> dict[str, str]:
     cards, measuring, reported = read_cards()
     work = read_work()
     runs = read_runs()
-    learned = [one for run in runs if (one := measured_learning(run, cards + measuring)) is not None]
+    learned = [one for proof in read_proofs() if (one := measured_learning(proof, cards + measuring)) is not None]
     share = share_reached(cards, reported, work)
     beside = seconds_beside(learned, share, work)
     numbers = {"denoiser, one pass": work.denoiser, "refiner, one pass": work.refiner, "VAE, decoding": work.decode,

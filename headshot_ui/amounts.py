@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import HeadshotError, SpecError
-from headshot_ui.memory import card_bytes, files_bytes, read_header
+from headshot_ui.families import weight_places
+from headshot_ui.memory import FilePart, StoredTensor, card_bytes, files_bytes, read_header
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
 from headshot_ui.store import Store
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo
+    from headshot_ui.families.protocol import BaseInfo, RefinerInfo
     from headshot_ui.parts import Parts
     from headshot_ui.restoration.protocol import Restorer
     from headshot_ui.settings import Settings
@@ -104,7 +105,8 @@ def plan_train(spec: TrainSpec, known: Known) -> StagePlan:
     info = known.parts.find_base(spec.base, known.settings)
     full = plan_of(_resolved_training(spec, info, known))
     base = _BaseParts.of(info, known)
-    lora, moments = lora_bytes(info.folder, full.rank), moments_bytes(info.folder, full.rank, full.optimizer)
+    places = weight_places(info)
+    lora, moments = lora_bytes(places, full.rank), moments_bytes(places, full.rank, full.optimizer)
     rate = LEARNING_CHECKPOINTED if full.gradient_checkpointing else LEARNING
     pixels = full.size_px**2
     turns = (
@@ -150,7 +152,7 @@ def plan_generate(spec: GenerateSpec, known: Known, name: str = "generate") -> S
     turns = [Turn("text encoders", base.text, 0), drawing]
     refiner = known.parts.likely_refiner(spec, info, known.settings)
     if refiner is not None:
-        other = _BaseParts.read(refiner.folder, known)
+        other = _BaseParts.of(refiner, known)
         turns.append(Turn("refiner", other.denoiser, other.denoiser_working(DRAWING, pixels * at_once)))
     turns += [Turn("VAE", base.vae, base.vae_working(DECODING, pixels)), *_faces(known)]
     size = f"{width}x{height} batch {at_once}{'' if refiner is None else ' refined'}"
@@ -229,7 +231,7 @@ _PLANNERS: Mapping[type[Spec], Callable[[Any, Known], Iterator[StagePlan]]] = {
 # --- parts ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _BaseParts:
-    """Bytes of the weights of a model in diffusers layout, by what they are for."""
+    """Bytes of the weights of a base model or a refiner, by what they are for."""
 
     text: int
     vae: int
@@ -238,13 +240,9 @@ class _BaseParts:
     vae_item_bytes: int
 
     @classmethod
-    def of(cls, info: BaseInfo, known: Known) -> _BaseParts:
-        return cls.read(info.folder, known)
-
-    @classmethod
-    def read(cls, folder: Path, known: Known) -> _BaseParts:
+    def of(cls, info: BaseInfo | RefinerInfo, known: Known) -> _BaseParts:
         text = vae = denoiser = 0
-        for part, size in files_bytes([folder], known.dtype).items():
+        for part, size in files_bytes(weight_places(info), known.dtype).items():
             if part.startswith("text_encoder"):
                 text += size
             elif part.startswith("vae"):
@@ -252,7 +250,7 @@ class _BaseParts:
             else:
                 denoiser += size
         item = 4 if known.dtype == "float32" else 2
-        wide = item == 2 and _computes_in_float32(folder / "vae" / "config.json")
+        wide = item == 2 and _computes_in_float32(info.folder / "vae" / "config.json")
         return cls(text, 2 * vae if wide else vae, denoiser, item, 4 if wide else item)
 
     def denoiser_working(self, bytes_per_pixel: float, pixels: int) -> int:
@@ -275,27 +273,37 @@ def _computes_in_float32(vae_config: Path) -> bool:
         return False
 
 
-def lora_bytes(folder: Path, rank: int) -> int:
-    """Bytes in float32 of a LoRA of that rank on every attention and feed-forward matrix of ``folder``'s denoiser."""
-    return 4 * rank * sum(sum(shape) for shape in _lora_shapes(folder))
+def lora_bytes(places: Sequence[Path | FilePart], rank: int) -> int:
+    """Bytes in float32 of a LoRA of that rank on every attention and feed-forward matrix of the denoiser there."""
+    return 4 * rank * sum(sum(shape) for shape in _lora_shapes(places))
 
 
-def moments_bytes(folder: Path, rank: int, optimizer: str) -> int:
+def moments_bytes(places: Sequence[Path | FilePart], rank: int, optimizer: str) -> int:
     """Bytes of the two moments of every number of such a LoRA."""
     from headshot_ui.training.optimizers import moment_bytes
 
-    return sum(moment_bytes(rank * side, optimizer) for shape in _lora_shapes(folder) for side in shape)
+    return sum(moment_bytes(rank * side, optimizer) for shape in _lora_shapes(places) for side in shape)
 
 
-def _lora_shapes(folder: Path) -> list[tuple[int, ...]]:
-    """(rows, columns) of the matrices that get a LoRA."""
+def _lora_shapes(places: Sequence[Path | FilePart]) -> list[tuple[int, ...]]:
+    """(rows, columns) of the matrices that get a LoRA; both layouts call them alike."""
     return [
         tuple(tensor.shape)
-        for path in sorted(folder.glob("*/*.safetensors"))
-        if not path.parent.name.startswith(("text_encoder", "vae")) and not _is_double(path)
-        for tensor in read_header(path)
+        for place in places
+        for tensor in _denoiser_of(place)
         if len(tensor.shape) == 2 and (".attn" in tensor.name and ".to_" in tensor.name or ".ff.net." in tensor.name)
     ]
+
+
+def _denoiser_of(place: Path | FilePart) -> Iterator[StoredTensor]:
+    """The tensors of the denoiser of a folder in diffusers layout, or of a part that is one."""
+    if isinstance(place, FilePart):
+        if not place.name.startswith(("text_encoder", "vae")):
+            yield from place.tensors()
+        return
+    for path in sorted(place.glob("*/*.safetensors")):
+        if not path.parent.name.startswith(("text_encoder", "vae")) and not _is_double(path):
+            yield from read_header(path)
 
 
 def _is_double(path: Path) -> bool:

@@ -20,6 +20,7 @@ from headshot_ui.wording import how_to_get
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
+    from headshot_ui.families.protocol import BaseInfo
     from headshot_ui.settings import Settings
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
@@ -64,6 +65,7 @@ def examine(settings: Settings) -> list[Check]:
         check_writable(settings.outputs_dir),
         *check_bases(settings),
         *check_refiners(settings),
+        *check_misfits(settings),
         *check_restorers(settings),
         *check_downloads(settings),
         *check_demo_files(settings.models_dir),
@@ -208,15 +210,44 @@ def check_bases(settings: Settings) -> list[Check]:
         return [Check("base models", False, "they cannot be read", str(error))]
     checks = []
     for base in bases:
-        bad = ", ".join(str(path) for path in damaged_weights(base.folder))
+        bad = ", ".join(str(path) for path in damaged_weights(base))
         detail = f"{bad} is damaged" if bad else f"{base.title}, {base.size_px} px. {base.note}"
-        checks.append(Check(f"base {base.id}", not bad, detail, WHOLE_BASE if bad else ""))
+        advice = WHOLE_BASE if bad else _unusable(base)
+        checks.append(Check(f"base {base.id}", not advice, detail, advice))
     for file in damaged:
         checks.append(Check("base models", False, f"{file} cannot be read", WHOLE_BASE))
     if not checks:
         advice = f"{WHOLE_COPY} Or name the folder with --models or HEADSHOT_UI_MODELS."
         checks.append(Check("base models", False, f"none found in {settings.models_dir}", advice))
     return checks
+
+
+def _unusable(base: BaseInfo) -> str:
+    """What is wrong with a base model whose weights are whole; "" when nothing is."""
+    from headshot_ui import families
+
+    try:
+        families.check_base(base)
+    except HeadshotError as error:
+        return str(error)
+    except (ImportError, OSError) as error:  # torch or transformers do not work, which is told elsewhere
+        return f"Its tokenizers cannot be tried: {error}"
+    return ""
+
+
+def check_misfits(settings: Settings) -> list[Check]:
+    """What was dropped into the models folder and cannot be used; a wrong file hides no other."""
+    from headshot_ui import families
+
+    try:
+        found = families.all_misfits(settings)
+    except (HeadshotError, OSError) as error:
+        return [Check("models folder", False, "it cannot be read", str(error))]
+    return [
+        Check(f"file {misfit.path.name}", False if misfit.damaged else None, "cannot be used as a model", misfit.reason)
+        for misfit in found
+        if not misfit.quiet
+    ]
 
 
 def check_refiners(settings: Settings) -> list[Check]:
@@ -230,7 +261,7 @@ def check_refiners(settings: Settings) -> list[Check]:
         return [Check("refiners", False, "they cannot be read", str(error))]
     checks = []
     for refiner in refiners:
-        bad = ", ".join(str(path) for path in damaged_weights(refiner.folder))
+        bad = ", ".join(str(path) for path in damaged_weights(refiner))
         made_for = ", ".join(refiner.bases) or f"every base of the family {refiner.family}"
         detail = f"{bad} is damaged" if bad else f"{refiner.title}, for {made_for}. {refiner.note}"
         checks.append(Check(f"refiner {refiner.id}", not bad, detail, WHOLE_REFINER if bad else ""))

@@ -105,15 +105,15 @@ class Engine:
 
     def submit(self, spec: Spec) -> Job:
         """Line the request up and return its job at once; the job's result is that of its runner."""
-        return self.submit_task(TASKS[type(spec)], spec, person_of(spec))
+        return self.submit_task(TASKS[type(spec)], spec, person_of(spec), title_of(spec))
 
-    def submit_task(self, task: Task, spec: Any, person: str) -> Job:
+    def submit_task(self, task: Task, spec: Any, person: str, title: str = "") -> Job:
         """Line up work of any kind: ``task.run`` is called with ``spec`` on the thread of its lane."""
 
         def runner(report: Reporter) -> Any:
             return task.run(self._shops[task.lane], spec, JobContext(report, StageMeter()))
 
-        job = self._queue.submit(task.kind, title_of(spec), runner, task.lane)
+        job = self._queue.submit(task.kind, title or f"{task.verb} {person}", runner, task.lane)
         self._persons[job.id] = person
         return job
 

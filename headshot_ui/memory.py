@@ -56,8 +56,23 @@ class StoredTensor:
         return self.stored_bytes * _DTYPE_BYTES[dtype] // item if item else self.stored_bytes
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """One part of a safetensors file that holds several."""
+
+    file: Path
+    name: str  # of the part, as its folder would be called, e.g. "unet"
+    prefix: str  # with which the names of its tensors begin
+
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """By the header of the file; () where it is not there. Raises ModelError for a damaged one."""
+        if not self.file.is_file():
+            return ()
+        return tuple(tensor for tensor in read_header(self.file) if tensor.name.startswith(self.prefix))
+
+
 # --- weight files ---------------------------------------------------------------------------------
-def files_bytes(paths: Iterable[Path], dtype: str) -> dict[str, int]:
+def files_bytes(paths: Iterable[Path | FilePart], dtype: str) -> dict[str, int]:
     """Bytes in memory of each part of a model, once loaded as ``dtype``.
 
     A folder is in diffusers layout and gives its subfolders; a file is one part, named after itself. What is not
@@ -65,7 +80,9 @@ def files_bytes(paths: Iterable[Path], dtype: str) -> dict[str, int]:
     """
     parts: dict[str, int] = {}
     for path in paths:
-        if path.is_dir():
+        if isinstance(path, FilePart):
+            parts[path.name] = sum(tensor.loaded_bytes(dtype) for tensor in path.tensors())
+        elif path.is_dir():
             parts |= weight_bytes(path, dtype)
         elif path.is_file():
             parts[path.stem] = file_bytes(path, dtype)
@@ -98,7 +115,7 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
         state = path.stat()
         return _header(path, state.st_size, state.st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(f"{path} is damaged: remove the folder {path.parent.parent} and get it again.") from error
+        raise ModelError(f"{path} is damaged: remove it and get it again.") from error
 
 
 @lru_cache(maxsize=64)

@@ -21,6 +21,7 @@ from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError
 from headshot_ui.memory import (
     OVERHEAD_BYTES,
     RAM_SHARE,
+    FilePart,
     Memory,
     files_bytes,
     free_ram_bytes,
@@ -57,7 +58,7 @@ class ModelKey:
     kind: str  # "base", "refiner", "detector", "restorer", "upscaler" or "parser"
     id: str
     title: str  # for people
-    files: tuple[Path, ...]  # weight files, or folders in diffusers layout
+    files: tuple[Path | FilePart, ...]  # weight files, parts of one, or folders in diffusers layout
     version: str = ""  # anything else that makes it another model, such as settings read along with it
 
 

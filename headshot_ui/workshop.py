@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headshot_ui.amounts import Known, StagePlan
 from headshot_ui.errors import HeadshotError, MemoryBudgetError
+from headshot_ui.families import weight_places
 from headshot_ui.forecast import settled
 from headshot_ui.logs import is_out_of_memory
 from headshot_ui.memory import give_back
@@ -79,7 +80,7 @@ class Workshop:
         return self.residency.use(base_key(info), lambda: self.parts.load_base(info, self.settings), others)
 
     def open_refiner(self, info: RefinerInfo) -> AbstractContextManager[LoadedRefiner]:
-        key = ModelKey("refiner", info.id, info.title, (info.folder,), repr(info))
+        key = ModelKey("refiner", info.id, info.title, weight_places(info), repr(info))
         return self.residency.use(key, lambda: self.parts.load_refiner(info, self.settings))
 
     def detector(self, info: BaseInfo) -> AbstractContextManager[Any]:
@@ -188,7 +189,7 @@ class Workshop:
 
 def base_key(info: BaseInfo) -> ModelKey:
     """A base model whose ``base.json`` was changed is another one."""
-    return ModelKey("base", info.id, info.title, (info.folder,), repr(info))
+    return ModelKey("base", info.id, info.title, weight_places(info), repr(info))
 
 
 class SharedParts:

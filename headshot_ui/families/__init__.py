@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import base_not_found, refiner_not_found
+from headshot_ui.families.folders import id_of
+from headshot_ui.memory import FilePart
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headshot_ui.families.protocol import (
         BaseInfo,
         Family,
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
         LoadedRefiner,
         LoraFacts,
         LoraLayout,
+        Misfit,
         RefinerFacts,
         RefinerInfo,
         Vocabulary,
@@ -58,12 +63,47 @@ def all_bases(settings: Settings) -> tuple[BaseInfo, ...]:
 
 
 def find_base(base_id: str, settings: Settings) -> BaseInfo:
-    """The base model of that id. Raises ModelError, listing what there is."""
+    """The base model of that id, or of the file or folder of that name.
+
+    Raises ModelError, saying what it is instead or listing what there is.
+    """
     bases = all_bases(settings)
-    for info in bases:
-        if info.id == base_id:
-            return info
-    raise base_not_found(base_id, [info.id for info in bases], settings)
+    for wanted in (base_id, id_of(base_id)):
+        for info in bases:
+            if info.id == wanted:
+                return info
+    if any(info.id in (base_id, id_of(base_id)) for info in all_refiners(settings)):
+        raise ModelError(f"“{base_id}” is a refiner, which finishes what a base model began: choose a base model.")
+    raise _misfit(base_id, settings) or base_not_found(base_id, [info.id for info in bases], settings)
+
+
+def all_misfits(settings: Settings) -> tuple[Misfit, ...]:
+    """What was dropped into ``settings.models_dir`` and is a model for no family, by path."""
+    models: tuple[BaseInfo | RefinerInfo, ...] = all_bases(settings) + all_refiners(settings)
+    used = {info.checkpoint or info.folder for info in models}
+    found = {misfit.path: misfit for family in all_families().values() for misfit in family.misfits(settings)}
+    return tuple(found[path] for path in sorted(found) if path not in used)
+
+
+def _misfit(name: str, settings: Settings) -> ModelError | None:
+    """Why what is called so is no model; None where nothing is."""
+    called = {misfit.id: misfit for misfit in all_misfits(settings)}
+    misfit = called.get(name) or called.get(id_of(name))
+    return None if misfit is None else ModelError(misfit.reason)
+
+
+def weight_places(info: BaseInfo | RefinerInfo) -> tuple[Path | FilePart, ...]:
+    """Where the weights of a model are: its folder in diffusers layout, or parts of its checkpoint."""
+    if info.checkpoint is None:
+        return (info.folder,)
+    return tuple(FilePart(info.checkpoint, name, prefix) for name, prefix in info.checkpoint_parts)
+
+
+def check_base(info: BaseInfo) -> None:
+    """See ``protocol.Family.check``; what can be read of it without weights is read too."""
+    family = _family_of(info)
+    family.check(info)
+    family.vocabulary(info)
 
 
 def load_base(info: BaseInfo, settings: Settings) -> LoadedBase:
@@ -144,6 +184,10 @@ def find_refiner(refiner_id: str | None, info: BaseInfo, settings: Settings) -> 
             first_problem = first_problem or error
         else:
             return refiner
+    if refiner_id is not None and first_problem is None:
+        if any(base.id in (refiner_id, id_of(refiner_id)) for base in all_bases(settings)):
+            raise ModelError(f"“{refiner_id}” is a base model, not a refiner: choose a refiner, or none.")
+        first_problem = _misfit(refiner_id, settings)
     raise first_problem or refiner_not_found(refiner_id, info, settings)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import ModelError
+from headshot_ui.families.folders import model_folders
 from headshot_ui.families.protocol import BaseDefaults, BaseInfo, RefinerInfo
 from headshot_ui.specs import REFINE_WAYS
 
@@ -113,9 +114,14 @@ def weights_fault(path: Path) -> str:
     return "" if size == expected else f"damaged ({size} bytes instead of {expected})"
 
 
-def damaged_weights(folder: Path) -> tuple[Path, ...]:
-    """Every safetensors file in and below ``folder`` that was cut short or overwritten."""
-    return tuple(path for path in sorted(folder.rglob("*.safetensors")) if weights_fault(path))
+def damaged_weights(info: BaseInfo | RefinerInfo) -> tuple[Path, ...]:
+    """Every safetensors file of a model that was cut short or overwritten."""
+    return tuple(path for path in all_weights(info) if weights_fault(path))
+
+
+def all_weights(info: BaseInfo | RefinerInfo) -> tuple[Path, ...]:
+    """Every safetensors file of a model."""
+    return tuple(sorted(info.folder.rglob("*.safetensors"))) if info.checkpoint is None else (info.checkpoint,)
 
 
 def damaged_base_files(settings: Settings) -> tuple[Path, ...]:
@@ -175,7 +181,7 @@ def _check_refining(defaults: BaseDefaults, path: Path) -> None:
 
 
 def _checked(kind: type, data: Any, path: Path) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(kind)} - {"folder"}
+    known = {field.name for field in dataclasses.fields(kind)} - {"folder", "checkpoint", "checkpoint_parts"}
     if not isinstance(data, dict):
         raise ModelError(f"{path} is damaged: {AGAIN}.")
     unknown = sorted(set(data) - known)
@@ -199,4 +205,4 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _files(name: str, settings: Settings) -> list[Path]:
-    return sorted(settings.models_dir.rglob(name)) if settings.models_dir.is_dir() else []
+    return sorted(folder / name for folder, files in model_folders(settings.models_dir) if name in files)

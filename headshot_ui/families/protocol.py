@@ -51,6 +51,8 @@ class BaseInfo:
     size_px: int  # native side of the square picture
     demo: bool = False
     defaults: BaseDefaults = field(default_factory=BaseDefaults)
+    checkpoint: Path | None = None  # one file with all weights; then ``folder`` has configs and tokenizers only
+    checkpoint_parts: tuple[tuple[str, str], ...] = ()  # of that file: (part, what the names of its tensors begin with)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,19 @@ class RefinerInfo:
     note: str
     bases: tuple[str, ...] = ()  # ids of the bases whose latents and second text encoder it shares; () means any
     demo: bool = False
+    checkpoint: Path | None = None  # as of BaseInfo
+    checkpoint_parts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Something under the models folder that looks like a model and cannot be used as one."""
+
+    path: Path
+    id: str  # what a person would call it
+    reason: str  # one sentence: what it is, and what to do
+    damaged: bool = False  # perhaps of the right kind, but cut short or incomplete
+    quiet: bool = False  # most likely there for a purpose: told only to somebody who asks for it by name
 
 
 @dataclass(frozen=True)
@@ -287,7 +302,7 @@ class Family(Protocol):
         """
 
     def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
-        """Refiners of this family found under ``settings.models_dir`` (``<folder>/refiner.json``); () has none."""
+        """Refiners of this family found under ``settings.models_dir``; () has none."""
 
     def load_refiner(self, info: RefinerInfo, settings: Settings) -> LoadedRefiner:
         """Read the refiner. Raises ModelError naming the file that is missing or damaged."""
@@ -302,7 +317,13 @@ class Family(Protocol):
         """What this base can read, without loading it. Raises ModelError naming the file at fault."""
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
-        """Base models of this family found under ``settings.models_dir`` (``<folder>/base.json``)."""
+        """Base models of this family found under ``settings.models_dir``."""
+
+    def misfits(self, settings: Settings) -> tuple[Misfit, ...]:
+        """What lies under ``settings.models_dir``, is described by no file of this program, and is no such model."""
+
+    def check(self, info: BaseInfo) -> None:
+        """Look at configs, tokenizers and headers. Raises ModelError for the first file that is not as it must be."""
 
     def load(self, info: BaseInfo, settings: Settings) -> LoadedBase:
         """Read the model. Raises ModelError naming the file that is missing or damaged."""

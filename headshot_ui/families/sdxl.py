@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LoadedBase,
         LoadedRefiner,
         LoraFacts,
+        Misfit,
         RefinerFacts,
         RefinerInfo,
         Vocabulary,
@@ -33,8 +34,23 @@ class SdxlFamily:
     lora_layouts = (LoraLayout("kohya", "ComfyUI, A1111, Forge"), LoraLayout("diffusers", "diffusers"))
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
-        """Base models of this family found under ``settings.models_dir``."""
-        return find_bases(self.id, settings)
+        """Base models of this family under ``settings.models_dir``, described by a ``base.json`` or not."""
+        from headshot_ui.families.sdxl_parts.found import found_bases
+
+        described = find_bases(self.id, settings)
+        return described + found_bases(self.id, [info.id for info in described], settings)
+
+    def misfits(self, settings: Settings) -> tuple[Misfit, ...]:
+        """What was dropped there and is neither a base model nor a refiner of SDXL."""
+        from headshot_ui.families.sdxl_parts.found import misfits
+
+        return misfits(settings)
+
+    def check(self, info: BaseInfo) -> None:
+        """Look at configs, tokenizers and headers. Raises ModelError for the first file that is not as it must be."""
+        from headshot_ui.families.sdxl_parts.preflight import check_base
+
+        check_base(info)
 
     def load(self, info: BaseInfo, settings: Settings) -> LoadedBase:
         """Read the model. Raises ModelError naming the file that is missing or damaged."""
@@ -69,8 +85,11 @@ class SdxlFamily:
         return lora_in_layout(layout, source, info, facts, title, dtype)
 
     def refiners(self, settings: Settings) -> tuple[RefinerInfo, ...]:
-        """Refiners of this family found under ``settings.models_dir``."""
-        return find_refiners(self.id, settings)
+        """Refiners of this family under ``settings.models_dir``, described by a ``refiner.json`` or not."""
+        from headshot_ui.families.sdxl_parts.found import found_refiners
+
+        described = find_refiners(self.id, settings)
+        return described + found_refiners(self.id, [info.id for info in described], settings)
 
     def load_refiner(self, info: RefinerInfo, settings: Settings) -> LoadedRefiner:
         """Read the refiner. Raises ModelError naming the file that is missing or damaged."""
@@ -87,9 +106,9 @@ class SdxlFamily:
     def split_steps(self, base: BaseInfo, steps: int, switch: float) -> tuple[int, int]:
         """Of ``steps``, those before and after the share ``switch`` of the noise schedule."""
         from headshot_ui.families.sdxl_parts.denoise import split_steps
-        from headshot_ui.families.sdxl_parts.files import read_json_file
+        from headshot_ui.families.sdxl_parts.kinds import read_schedule
 
-        return split_steps(read_json_file(base.folder / "scheduler" / "scheduler_config.json"), steps, switch)
+        return split_steps(read_schedule(base), steps, switch)
 
 
 FAMILY = SdxlFamily()

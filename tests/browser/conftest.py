@@ -141,7 +141,9 @@ def photos(tmp_path: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+# Nothing that is there but cannot be seen: gradio keeps the clock of a call under way at opacity 0.
 CUT_OFF = """() => [...document.querySelectorAll('main *')].filter((element) => {
+  if (!element.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) return false;
   const box = element.getBoundingClientRect();
   return box.width > 0 && box.height > 0 && (box.right > innerWidth + 1 || box.left < -1);
 }).map((element) => element.outerHTML.slice(0, 120))"""

@@ -172,6 +172,7 @@ def test_wrong_values_are_told_beside_their_field(studio, open_page):
     expect(page.locator("#prompt-problem-g")).to_contain_text("only {subject} is filled in")
     expect(page.locator("#presets-problem-g [role=alert]")).to_have_count(0)
     page.get_by_label("Your own words").fill("portrait of {subject}")
+    page.keyboard.press("Tab")
     expect(page.locator("#prompt-problem-g [role=alert]")).to_have_count(0)
     page.get_by_role("button", name="Expert settings").click()
     page.get_by_label("Width in pixels").fill("100")

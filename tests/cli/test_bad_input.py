@@ -89,7 +89,7 @@ def test_what_is_not_there_is_named(typed: Typed, argv: tuple[str, ...], words: 
     [
         (lambda path: path.write_text("this is a letter"), "is damaged or is no LoRA file; choose another"),
         (lambda path: lora(path, "unet.mid_block.to_q", {"family": "flux"}), "was trained for the family “flux”"),
-        (lambda path: lora(path, "transformer.blocks.0.attn.to_q"), "to_q.lora_A.weight” does not fit"),
+        (lambda path: lora(path, "transformer.blocks.0.attn.to_q"), "attn.to_q.lora_A.weight” does not fit"),
         (lambda path: lora(path, "unet.mid_block.attentions.9.to_q"), "made for a base model of another size or kind"),
     ],
 )

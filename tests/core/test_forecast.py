@@ -147,7 +147,7 @@ def test_the_disk_a_run_takes_follows_from_the_attention_of_the_denoiser(tmp_pat
     names = {"mid.attn1.to_q.weight": (6, 10), "mid.attn1.to_out.0.weight": (10, 10), "mid.conv.weight": (9, 9)}
     arrays = {name: np.zeros(shape, np.float16) for name, shape in names.items()}
     save_file({**arrays, "mid.attn1.to_out.0.bias": np.zeros(10, np.float16)}, tmp_path / "unet" / "x.safetensors")
-    assert lora_bytes(tmp_path, rank=8) == 4 * 8 * ((6 + 10) + (10 + 10))
+    assert lora_bytes([tmp_path], rank=8) == 4 * 8 * ((6 + 10) + (10 + 10))
 
 
 def test_restoring_counts_the_restorer_and_the_pictures(

@@ -60,15 +60,22 @@ def test_figures_of_a_kept_run_are_read(cards):
              "peak_rss_bytes": 9 * 2**30, "facts": facts}  # fmt: skip
     run = {"card": "8gb", "size": "full", "device": "NVIDIA H200", "dtype": "bfloat16", "cap_bytes": 7 * 2**30,
            "stages": [stage, stage | {"stage": "restore", "facts": {}}]}  # fmt: skip
-    _, measuring, _ = cards.read_cards()
-    found = cards.measured_learning(run, measuring)
-    assert (found.seconds_per_step, found.checkpointing, found.tflops) == (0.8, True, 989)
     assert [row[1:] for row in cards.measured_rows([run])] == [
         ["train, 20 steps", "6.0 GB", "9.0 GB", "31 s"],
         ["restore", "6.0 GB", "9.0 GB", "31 s"],
     ]
     failed = run | {"stages": [stage | {"error": "MemoryBudgetError: full"}]}
-    assert cards.measured_learning(failed, measuring) is None
     assert cards.measured_rows([failed])[0][-1] == "MemoryBudgetError: full"
-    assert cards.measured_learning(run | {"size": "tiny"}, measuring) is None
     assert cards.measured_rows([]) == [[cards.NOT_YET, "", "", "", ""]]
+
+
+def test_the_pace_of_learning_is_that_of_a_proof(cards):
+    check = {"id": "training", "verdict": "holds", "figure": "60 steps in 58 s with gradient checkpointing",
+             "measured": {"seconds per training step": 0.8}}  # fmt: skip
+    proof = {"machine": {"card": "NVIDIA H200"}, "base": {"size_px": 1024}, "checks": [check]}
+    _, measuring, _ = cards.read_cards()
+    found = cards.measured_learning(proof, measuring)
+    assert (found.seconds_per_step, found.checkpointing, found.tflops) == (0.8, True, 989)
+    assert cards.measured_learning(proof | {"machine": {"card": "another"}}, measuring) is None
+    assert cards.measured_learning(proof | {"base": {"size_px": 256}}, measuring) is None
+    assert cards.measured_learning(proof | {"checks": [check | {"verdict": "fails"}]}, measuring) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from headshot_ui import doctor
 from headshot_ui.errors import SetupError
 from headshot_ui.settings import Settings
 from tests.setup.conftest import ROOT
+from tests.tiny_models import make_tiny_sdxl
 
 
 @pytest.fixture
@@ -26,17 +28,24 @@ def lock(tmp_path: Path) -> Path:
     return tmp_path / "requirements.txt"
 
 
-def fill(models: Path) -> None:
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base model that nothing is missing of."""
+    return make_tiny_sdxl(tmp_path_factory.mktemp("base"))
+
+
+def fill(models: Path, base: Path) -> None:
     for pattern in doctor.DEMO_FILES.values():
         file = models / pattern.replace("*", "robin-1")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes((2).to_bytes(8, "little") + b"{}")  # a safetensors file without tensors
+    shutil.copytree(base, models / "demo/sdxl", dirs_exist_ok=True)
     facts = {"id": "demo-sdxl", "family": "sdxl", "title": "Demo", "licence": "x", "note": "Cartoons.", "size_px": 256}
     (models / "demo/sdxl/base.json").write_text(json.dumps(facts))
 
 
-def test_a_complete_machine_has_nothing_to_advise(settings):
-    fill(settings.models_dir)
+def test_a_complete_machine_has_nothing_to_advise(settings, base):
+    fill(settings.models_dir, base)
     settings.root.joinpath("requirements.txt").write_text((ROOT / "requirements.txt").read_text())
     checks = doctor.examine(settings)
     assert [check for check in checks if check.ok is False] == []
@@ -54,8 +63,8 @@ def test_an_empty_folder_is_told_with_advice_and_nothing_is_made(settings):
     assert sorted(settings.root.rglob("*")) == before
 
 
-def test_a_damaged_base_does_not_hide_the_good_ones(settings):
-    fill(settings.models_dir)
+def test_a_damaged_base_does_not_hide_the_good_ones(settings, base):
+    fill(settings.models_dir, base)
     damaged = settings.models_dir / "other" / "base.json"
     damaged.parent.mkdir()
     damaged.write_text("{")
@@ -64,25 +73,32 @@ def test_a_damaged_base_does_not_hide_the_good_ones(settings):
     assert found["base models"].ok is False and str(damaged) in found["base models"].detail
 
 
-def test_an_empty_demo_file_counts_as_missing(settings):
-    fill(settings.models_dir)
+def test_an_empty_demo_file_counts_as_missing(settings, base):
+    fill(settings.models_dir, base)
     (settings.models_dir / doctor.DEMO_FILES["demo recogniser"]).write_bytes(b"")
     wrong = [check.name for check in doctor.check_demo_files(settings.models_dir) if not check.ok]
     assert wrong == ["demo recogniser"]
 
 
-def test_weights_that_were_cut_short_are_told(settings):
-    fill(settings.models_dir)
+def test_weights_that_were_cut_short_are_told(settings, base):
+    fill(settings.models_dir, base)
     unet = settings.models_dir / "demo/sdxl/unet/diffusion_pytorch_model.safetensors"
-    unet.parent.mkdir()
     entry = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
     unet.write_bytes(len(entry).to_bytes(8, "little") + entry + b"1234")
     recogniser = settings.models_dir / doctor.DEMO_FILES["demo recogniser"]
     recogniser.write_bytes(b"half")
-    (base,) = doctor.check_bases(settings)
-    assert base.ok is False and str(unet) in base.detail and "complete copy" in base.advice
+    (told,) = doctor.check_bases(settings)
+    assert told.ok is False and str(unet) in told.detail and "complete copy" in told.advice
     (wrong,) = [check for check in doctor.check_demo_files(settings.models_dir) if not check.ok]
     assert wrong.name == "demo recogniser" and "damaged" in wrong.detail and wrong.advice
+
+
+def test_whole_weights_beside_a_tokenizer_of_another_model_are_told(settings, base):
+    fill(settings.models_dir, base)
+    config = settings.models_dir / "demo/sdxl/text_encoder_2/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 12}))
+    (told,) = doctor.check_bases(settings)
+    assert told.ok is False and "tokenizer_2" in told.advice and "12" in told.advice
 
 
 def test_refiners_and_restorers_are_told_and_what_is_missing_is_only_a_note(settings):

@@ -19,16 +19,29 @@ _MODELS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
 }
+#: Folder below the models folder with the VAE of SDXL whose weights were made smaller so that float16 holds what it
+#: computes. It decodes to the same pictures but for the last bits.
+SAFE_VAE = "sdxl-vae-fp16-fix"
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
+CLIP_TOKENS = 77
+_PUBLISHED = Path(__file__).parent / "published"
 
 
-def check_files(folder: Path) -> None:
-    """Raise ModelError for the first file of an SDXL folder that is missing, cut short or unreadable."""
+def published(name: str) -> Path:
+    """The folder with Stability's configs of "base" or "refiner", which ship with the program."""
+    return _PUBLISHED / name
+
+
+def check_files(folder: Path, weights: bool = True) -> None:
+    """Raise ModelError for the first file of an SDXL folder that is missing, cut short or unreadable.
+
+    Without ``weights`` those are not looked for: they are in a checkpoint elsewhere.
+    """
     read_json_file(folder / "model_index.json")
     read_json_file(folder / "scheduler" / "scheduler_config.json")
     for part in _MODELS:
         read_json_file(folder / part / "config.json")
-        for path in weight_files(folder, part):
+        for path in weight_files(folder, part) if weights else ():
             check_safetensors(path)
     for part in _TOKENIZERS:
         check_tokenizer(folder / part)
@@ -70,10 +83,24 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 def check_safetensors(path: Path) -> None:
     """Raise ModelError unless a safetensors file is as long as its header says. Reads the header only."""
+    if not path.is_file():
+        pickle = next((pickle for pickle in _pickles_of(path) if pickle.is_file()), None)
+        if pickle is not None:
+            raise ModelError(
+                f"{path} is missing and {pickle.name}, a pickle that could run any program, is not opened: "
+                "get the .safetensors version of this model."
+            )
     _must_exist(path)
     fault = weights_fault(path)
     if fault:
         raise ModelError(f"{path} is {fault}: {AGAIN}.")
+
+
+def _pickles_of(path: Path) -> tuple[Path, ...]:
+    """What the same weights are called as a pickle."""
+    stem = path.name.removesuffix(".safetensors")
+    names = (stem, "pytorch_" + stem, stem.removesuffix(".fp16"), "pytorch_" + stem.removesuffix(".fp16"))
+    return tuple(path.with_name(f"{name}.bin") for name in names)
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""From a folder in diffusers layout to modules in memory; ``source`` says which parts are read, and when."""
+"""From a folder in diffusers layout, or a checkpoint, to modules in memory; ``source`` says which parts, and when."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,15 @@ import torch
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
-from headshot_ui.families.sdxl_parts.files import check_files, read_json_file, variant_of
+from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.families.sdxl_parts.files import CLIP_TOKENS, read_json_file, variant_of
+from headshot_ui.families.sdxl_parts.kinds import read_schedule
+from headshot_ui.families.sdxl_parts.preflight import check_base
+from headshot_ui.families.sdxl_parts.single_file import read_part
 
-CLIP_TOKENS = 77
+CLIP_WORDS = 49408
+#: What SDXL's encoders were trained to see after the end of a text: the end mark again, and "!".
+_PADS = {"tokenizer": CLIP_WORDS - 1, "tokenizer_2": 0}
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what the Euler sampler can undo
 
 
@@ -31,15 +37,15 @@ class SdxlModules:
     zeros_for_empty_prompt: bool
 
 
-def load_facts(folder: Path) -> SdxlModules:
+def load_facts(info: BaseInfo) -> SdxlModules:
     """Tokenizers and schedule, without any weights; all files are looked at and must belong together.
 
     Raises ModelError naming the file that is missing or damaged.
     """
-    check_files(folder)
+    check_base(info)
+    folder = info.folder
     encoders = [read_json_file(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")]
-    _check_widths(encoders, folder)
-    scheduler_config = read_json_file(folder / "scheduler" / "scheduler_config.json")
+    scheduler_config = read_schedule(info)
     check_scheduler(scheduler_config, folder)
     index = read_json_file(folder / "model_index.json")
     with quiet():
@@ -51,8 +57,13 @@ def load_facts(folder: Path) -> SdxlModules:
     return SdxlModules(None, None, (), (first, second), scheduler_config, zeros)
 
 
-def read_model(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
-    """One part, frozen and in evaluation mode. Raises ModelError when it cannot be read or lacks a tensor."""
+def read_model(kind: Any, folder: Path, part: str, dtype: torch.dtype, checkpoint: Path | None = None) -> Any:
+    """One part, frozen and in evaluation mode. Raises ModelError when it cannot be read or lacks a tensor.
+
+    Its config is in ``folder``, and so are its weights unless there is a ``checkpoint`` with all of them.
+    """
+    if checkpoint is not None:
+        return read_part(kind, checkpoint, folder, part, dtype).requires_grad_(False).eval()
     try:
         model, info = kind.from_pretrained(
             folder / part,
@@ -78,17 +89,19 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Any:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded: {AGAIN}.") from error
-    if len(tokenizer) != vocab_size or tokenizer.model_max_length != CLIP_TOKENS:
+    if len(tokenizer) != vocab_size:
         raise ModelError(
             f"The tokenizer in {folder} has {len(tokenizer)} words, but its text encoder knows {vocab_size}: {AGAIN}."
         )
+    length, pad = tokenizer.model_max_length, tokenizer.pad_token_id
+    if length != CLIP_TOKENS:
+        raise ModelError(f"The tokenizer in {folder} cuts texts at {length} tokens instead of {CLIP_TOKENS}: {AGAIN}.")
+    if vocab_size == CLIP_WORDS and pad != _PADS.get(folder.name, pad):
+        raise ModelError(
+            f"The tokenizer in {folder} fills short texts up with “{tokenizer.pad_token}”, but SDXL was trained with "
+            f"“{tokenizer.convert_ids_to_tokens(_PADS[folder.name])}”: {AGAIN}."
+        )
     return tokenizer
-
-
-def _check_widths(encoders: Sequence[dict[str, Any]], folder: Path) -> None:
-    width = sum(encoder.get("hidden_size", 0) for encoder in encoders)
-    if width != read_json_file(folder / "unet" / "config.json").get("cross_attention_dim"):
-        raise ModelError(f"The parts in {folder} belong to different models: {AGAIN}.")
 
 
 def check_scheduler(config: dict[str, Any], folder: Path) -> None:

@@ -45,12 +45,12 @@ class LoadedSdxl:
 
     @classmethod
     def read(cls, info: BaseInfo, settings: Settings) -> LoadedSdxl:
-        """Read the model from ``info.folder``. Raises ModelError naming the file that is missing or damaged.
+        """Read the model from its files. Raises ModelError naming the file that is missing or damaged.
 
         Where main memory is short beside it (see ``memory.is_read_in_turns``) each part is read when it is needed.
         """
-        modules = load_facts(info.folder)
-        loaded = cls(info, modules, settings.device, Source.find(info.folder, settings))
+        modules = load_facts(info)
+        loaded = cls(info, modules, settings.device, Source.find(info, settings))
         if not loaded._frugal:
             for part in sorted(PARTS):
                 loaded._present(part)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headshot_ui.families import weight_places
 from headshot_ui.families.protocol import DenoiseStep, RefineRequest, RefinerInfo
 from headshot_ui.families.sdxl_parts import denoise
-from headshot_ui.families.sdxl_parts.files import read_json_file
+from headshot_ui.families.sdxl_parts.kinds import read_schedule
 from headshot_ui.families.sdxl_parts.load import check_scheduler, quiet, read_model
 from headshot_ui.families.sdxl_parts.refiner_files import check_refiner_files
 from headshot_ui.families.sdxl_parts.source import stored_dtype
-from headshot_ui.memory import give_back, is_read_in_turns, total_ram_bytes, weight_bytes
+from headshot_ui.memory import files_bytes, give_back, is_read_in_turns, total_ram_bytes
 from headshot_ui.swapping import forget_copies, move
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class LoadedSdxlRefiner:
     def __init__(
         self, info: RefinerInfo, unet: Any, scheduler_config: dict[str, Any], device: str, dtype: str | None = None
     ) -> None:
-        """With ``dtype`` the UNet can be read from ``info.folder`` again, and so be dropped."""
+        """With ``dtype`` the UNet can be read from its files again, and so be dropped."""
         self.info = info
         self.unet = unet
         self.scheduler_config = scheduler_config
@@ -38,12 +39,12 @@ class LoadedSdxlRefiner:
 
     @classmethod
     def read(cls, info: RefinerInfo, settings: Settings) -> LoadedSdxlRefiner:
-        """Read UNet and schedule from ``info.folder``. Raises ModelError naming the file at fault."""
-        check_refiner_files(info.folder)
-        config = read_json_file(info.folder / "scheduler" / "scheduler_config.json")
+        """Read UNet and schedule. Raises ModelError naming the file at fault."""
+        check_refiner_files(info)
+        config = read_schedule(info)
         check_scheduler(config, info.folder)
         loaded = cls(info, None, config, settings.device, settings.dtype)
-        weights = weight_bytes(info.folder, settings.dtype).get("unet", 0)
+        weights = files_bytes(weight_places(info), settings.dtype).get("unet", 0)
         loaded._frugal = is_read_in_turns(weights, total_ram_bytes(), settings)
         if not loaded._frugal:
             loaded._present()
@@ -88,9 +89,9 @@ class LoadedSdxlRefiner:
 
             assert self._dtype is not None  # only what can be read again is dropped
             mapped = self._frugal and self.device == "cuda"  # not copied: converted on its way to the card
-            dtype = stored_dtype(self.info.folder, "unet", self._dtype) if mapped else self._dtype
+            dtype = stored_dtype(self.info, "unet", self._dtype) if mapped else self._dtype
             with quiet():
-                self.unet = read_model(UNet2DConditionModel, self.info.folder, "unet", dtype)
+                self.unet = read_model(UNet2DConditionModel, self.info.folder, "unet", dtype, self.info.checkpoint)
         return self.unet
 
     def release(self) -> None:

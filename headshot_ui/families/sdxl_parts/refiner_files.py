@@ -1,4 +1,4 @@
-"""Is a folder a whole SDXL refiner, and one for this base? Told from configs and headers, before anything is loaded.
+"""Is this a whole SDXL refiner, and one for this base? Told from configs and headers, before anything is loaded.
 
 Of a refiner only ``unet`` and ``scheduler`` are used; the VAE, the text encoder and the tokenizer that a full download
 brings are those of the base and are not looked at.
@@ -13,6 +13,7 @@ from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
 from headshot_ui.families.protocol import BaseInfo, RefinerFacts, RefinerInfo
 from headshot_ui.families.sdxl_parts.files import check_safetensors, read_json_file, weight_files
+from headshot_ui.families.sdxl_parts.kinds import REFINER, check_checkpoint, read_schedule
 
 # Original size, crop and either an aesthetic score (as Stability's own refiner) or, like a base, the target size.
 SCORED_IDS, SIZED_IDS = 5, 6
@@ -34,11 +35,14 @@ _SCHEDULE = {
 }
 
 
-def check_refiner_files(folder: Path) -> dict[str, Any]:
+def check_refiner_files(info: RefinerInfo) -> dict[str, Any]:
     """The UNet's config. Raises ModelError for the first file that is missing, cut short or of another kind."""
+    folder = info.folder
     config = read_json_file(folder / "unet" / "config.json")
     read_json_file(folder / "scheduler" / "scheduler_config.json")
-    for path in weight_files(folder, "unet"):
+    if info.checkpoint is not None:
+        check_checkpoint(info.checkpoint, REFINER)
+    for path in _weights(info):
         check_safetensors(path)
     where = folder / "unet"
     if config.get("_class_name") != "UNet2DConditionModel" or config.get("addition_embed_type") != "text_time":
@@ -51,7 +55,7 @@ def check_refiner_files(folder: Path) -> dict[str, Any]:
 
 def refiner_facts(info: RefinerInfo, base: BaseInfo) -> RefinerFacts:
     """See ``protocol.Family.refiner_facts``."""
-    config = check_refiner_files(info.folder)
+    config = check_refiner_files(info)
     base_unet = read_json_file(base.folder / "unet" / "config.json")
     encoder = read_json_file(base.folder / "text_encoder_2" / "config.json")
     where, width = info.folder / "unet", config["cross_attention_dim"]
@@ -64,7 +68,11 @@ def refiner_facts(info: RefinerInfo, base: BaseInfo) -> RefinerFacts:
         raise _not_for(info, base, "it expects other size conditions")
     if config.get("in_channels") != base_unet.get("in_channels"):
         raise _not_for(info, base, "its latents have another number of channels")
-    return RefinerFacts(weight_files(info.folder, "unet"), _zeros(info.folder), _same_schedule(info, base))
+    return RefinerFacts(_weights(info), _zeros(info.folder), _same_schedule(info, base))
+
+
+def _weights(info: RefinerInfo) -> tuple[Path, ...]:
+    return weight_files(info.folder, "unet") if info.checkpoint is None else (info.checkpoint,)
 
 
 def ids_count(config: Any, pooled: int) -> int:
@@ -80,9 +88,7 @@ def _zeros(folder: Path) -> bool:
 
 
 def _same_schedule(info: RefinerInfo, base: BaseInfo) -> bool:
-    mine, theirs = (
-        read_json_file(folder / "scheduler" / "scheduler_config.json") for folder in (info.folder, base.folder)
-    )
+    mine, theirs = read_schedule(info), read_schedule(base)
     return all(mine.get(name, default) == theirs.get(name, default) for name, default in _SCHEDULE.items())
 
 

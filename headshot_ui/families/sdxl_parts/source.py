@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from headshot_ui.families.sdxl_parts.files import check_safetensors, read_json_file, weight_files
+from headshot_ui.families import weight_places
+from headshot_ui.families.sdxl_parts.files import SAFE_VAE, check_safetensors, read_json_file, weight_files
 from headshot_ui.families.sdxl_parts.load import quiet, read_model
-from headshot_ui.memory import is_read_in_turns, read_header, total_ram_bytes, weight_bytes
+from headshot_ui.memory import FilePart, files_bytes, is_read_in_turns, read_header, total_ram_bytes
 
 if TYPE_CHECKING:
+    from headshot_ui.families.protocol import BaseInfo, RefinerInfo
     from headshot_ui.settings import Settings
 
-#: Folder below the models folder with the VAE of SDXL whose weights were made smaller so that float16 holds what it
-#: computes. It decodes to the same pictures but for the last bits.
-SAFE_VAE = "sdxl-vae-fp16-fix"
 #: Entries of a VAE's config that decide what latents mean; equal ones can stand in for each other.
 _SAME_LATENTS = (
     *("block_out_channels", "latent_channels", "scaling_factor"),
@@ -31,24 +30,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a base in diffusers layout, and how its parts are to be read."""
+    """The files of a base, and how its parts are to be read."""
 
-    folder: Path
+    info: BaseInfo
     device: str
     dtype: torch.dtype  # of UNet and text encoders
-    vae_folder: Path  # holds "vae", or the safe VAE itself
+    vae_folder: Path  # the base's own, or the one that holds the safe VAE
     vae_dtype: torch.dtype
     in_turns: bool  # parts are read when they are needed: main memory is short beside them
     settings: Settings
 
     @classmethod
-    def find(cls, folder: Path, settings: Settings) -> Source:
+    def find(cls, info: BaseInfo, settings: Settings) -> Source:
         """Choose the VAE and how to read. Raises ModelError for a config that is missing or damaged."""
         dtype = getattr(torch, settings.dtype)
-        vae_folder, vae_dtype = choose_vae(folder, settings)
-        weights = sum(weight_bytes(folder, settings.dtype).values())
+        vae_folder, vae_dtype = choose_vae(info.folder, settings)
+        weights = sum(files_bytes(weight_places(info), settings.dtype).values())
         in_turns = is_read_in_turns(weights, total_ram_bytes(), settings)
-        return cls(folder, settings.device, dtype, vae_folder, vae_dtype, in_turns, settings)
+        return cls(info, settings.device, dtype, vae_folder, vae_dtype, in_turns, settings)
 
     def read(self, part: str, as_stored: bool = False) -> tuple[Any, ...]:
         """The modules of "text", "vae" or "denoiser", in main memory. Raises ModelError.
@@ -64,11 +63,12 @@ class Source:
             "vae": [(AutoencoderKL, self._vae_name)],
             "denoiser": [(UNet2DConditionModel, "unet")],
         }
-        folder, wanted = self._folder_of(part), self.dtype_of(part)
+        place, wanted = self._place_of(part), self.dtype_of(part)
         with quiet():
+            dtypes = [stored_dtype(place, name, wanted) if as_stored else wanted for _, name in kinds[part]]
             modules = tuple(
-                read_model(kind, folder, name, stored_dtype(folder, name, wanted) if as_stored else wanted)
-                for kind, name in kinds[part]
+                read_model(kind, place.folder, name, dtype, place.checkpoint)
+                for (kind, name), dtype in zip(kinds[part], dtypes, strict=True)
             )
         if part == "vae" and self.device == "cpu":
             # Measured on the demo base: decoding takes a quarter less time; the UNet gains nothing.
@@ -84,10 +84,13 @@ class Source:
 
     @property
     def _vae_name(self) -> str:
-        return "vae" if self.vae_folder == self.folder else SAFE_VAE
+        return "vae" if self.vae_folder == self.info.folder else SAFE_VAE
 
-    def _folder_of(self, part: str) -> Path:
-        return self.vae_folder if part == "vae" else self.folder
+    def _place_of(self, part: str) -> BaseInfo:
+        """Where a part is read: with the base, or from the folder of the safe VAE."""
+        if part != "vae" or self.vae_folder == self.info.folder:
+            return self.info
+        return replace(self.info, folder=self.vae_folder, checkpoint=None, checkpoint_parts=())
 
 
 def choose_vae(folder: Path, settings: Settings) -> tuple[Path, torch.dtype]:
@@ -120,8 +123,12 @@ def _safe_vae_fits(config: dict[str, Any], models_dir: Path) -> bool:
     return all(safe.get(name) == config.get(name) for name in _SAME_LATENTS)
 
 
-def stored_dtype(folder: Path, part: str, wanted: torch.dtype) -> torch.dtype:
-    """The number format of the files of a part; ``wanted`` where they hold several."""
-    kinds = {tensor.dtype for path in weight_files(folder, part) for tensor in read_header(path)}
+def stored_dtype(info: BaseInfo | RefinerInfo, part: str, wanted: torch.dtype) -> torch.dtype:
+    """The number format in which a part is stored; ``wanted`` where there are several."""
+    if info.checkpoint is None:
+        kinds = {tensor.dtype for path in weight_files(info.folder, part) for tensor in read_header(path)}
+    else:
+        prefix = dict(info.checkpoint_parts)[part]
+        kinds = {tensor.dtype for tensor in FilePart(info.checkpoint, part, prefix).tensors()}
     kinds -= {"I64", "I32"}
     return _STORED.get(kinds.pop(), wanted) if len(kinds) == 1 else wanted

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from headshot_ui.families.protocol import BaseInfo
-from headshot_ui.families.sdxl_parts.files import check_tokenizer, read_json_file
-from headshot_ui.families.sdxl_parts.load import CLIP_TOKENS, SdxlModules, quiet, read_tokenizer
+from headshot_ui.families.sdxl_parts.files import CLIP_TOKENS, check_tokenizer, read_json_file
+from headshot_ui.families.sdxl_parts.load import SdxlModules, quiet, read_tokenizer
 
 CLOSED_VOCABULARY = 5000  # fewer tokens than this: the encoders know these words and no others (CLIP's own has 49408)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.errors import ModelError
-from headshot_ui.families.bases import weights_fault
+from headshot_ui.families.bases import all_weights, weights_fault
 from headshot_ui.prove.findings import Finding, fails, holds, not_possible
 from headshot_ui.store import read_json, readable_bytes
 
 if TYPE_CHECKING:
     import torch
 
-    from headshot_ui.families.protocol import RefinerInfo
+    from headshot_ui.families.protocol import BaseInfo, RefinerInfo
     from headshot_ui.prove.bench import Bench
 
 CHECKING = "Reading the weights"
@@ -32,8 +32,8 @@ _TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 
 def check_files(bench: Bench) -> Finding:
     """Every weight file is as long as it says, holds finite numbers, and is what was downloaded."""
-    folders = [bench.info.folder, *(refiner.folder for refiner in _refiners(bench))]
-    files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
+    models: list[BaseInfo | RefinerInfo] = [bench.info, *_refiners(bench)]
+    files = [path for info in models for path in all_weights(info)]
     files += [path for path in _restorer_files(bench) if path.suffix == ".safetensors"]
     if not files:
         return fails("there are no weight files", "Get the model again.")
