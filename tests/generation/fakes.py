@@ -135,6 +135,9 @@ class FakeFamily:
     same_schedule: bool = True
     id: str = "sdxl"
 
+    def bases(self, _: Settings) -> tuple[BaseInfo, ...]:
+        return ()
+
     def refiners(self, _: Settings) -> tuple[RefinerInfo, ...]:
         return () if self.refiner is None else (self.refiner,)
 

@@ -90,11 +90,11 @@ def test_the_base_leaves_before_the_refiner_comes_and_each_comes_once(
         e[0] if isinstance(e, tuple) and e[0] in ("encode", "denoise", "decode", "loras") else e for e in base.events
     ]
     order = [kind for index, kind in enumerate(kinds) if index == 0 or kinds[index - 1] != kind]
-    drawing = [("keep", "denoiser"), "loras", "denoise", "loras", ("keep",)]
+    drawing = [("keep", "denoiser"), "denoise", "loras", ("keep",)]
     refining = ["open refiner", "refine", ("refiner keeps",), "close refiner"]
-    assert order == [("keep", "text"), "encode", *drawing, *refining, ("keep", "vae"), "decode"]
+    assert order == ["loras", ("keep", "text"), "encode", *drawing, *refining, ("keep", "vae"), "decode"]
     loras = [event for event in base.events if event[0] == "loras"]
-    assert [len(event) for event in loras] == [2, 1], "on for drawing, off before the refiner"
+    assert [len(event) for event in loras] == [2, 1], "on for reading and drawing, off before the refiner"
 
 
 def test_an_ensemble_splits_the_schedule_at_the_same_place(store: Store, base: FakeBase, refiner: FakeRefiner):
