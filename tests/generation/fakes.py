@@ -138,6 +138,9 @@ class FakeFamily:
     def bases(self, _: Settings) -> tuple[BaseInfo, ...]:
         return ()
 
+    def misfits(self, *_: object) -> tuple[()]:
+        return ()
+
     def refiners(self, _: Settings) -> tuple[RefinerInfo, ...]:
         return () if self.refiner is None else (self.refiner,)
 
