@@ -215,7 +215,7 @@ def test_unknown_words_are_named_while_typing_and_a_file_that_does_not_fit_besid
     wrong = tmp_path / "wrong.safetensors"
     wrong.write_bytes(b"no tensors")
     page.locator("#lora-file input[type=file]").set_input_files([wrong])
-    expect(page.locator("#lora-problem-g")).to_contain_text("“wrong.safetensors” is damaged or no LoRA file")
+    expect(page.locator("#lora-problem-g")).to_contain_text("The LoRA “wrong.safetensors” is damaged")
     page.get_by_role("button", name="Draw headshots").click()
     expect(page.locator("#lora-problem-g")).to_contain_text("Add your LoRA file first")
     assert running.engine.submitted == []

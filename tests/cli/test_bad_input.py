@@ -119,7 +119,6 @@ def cut(path: Path) -> None:
         ("vae/diffusion_pytorch_model.safetensors", cut, "is damaged"),
         ("tokenizer/tokenizer.json", Path.unlink, "is missing"),
         ("base.json", cut, "is damaged"),
-        ("base.json", Path.unlink, "none can be used"),
     ],
 )
 def test_a_damaged_base_is_named(
@@ -131,6 +130,15 @@ def test_a_damaged_base_is_named(
     sentence = one_sentence(typed(*DRAW, "none", models=copy))
     assert words in sentence and "complete copy" in sentence
     assert name == "base.json" or str(copy / "tiny" / name) in sentence
+
+
+def test_a_base_without_its_description_goes_by_the_name_of_its_folder(
+    typed: Typed, models: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "models"
+    shutil.copytree(models, copy)
+    (copy / "tiny" / "base.json").unlink()
+    assert "choose one of those found: tiny." in one_sentence(typed(*DRAW, "none", models=copy))
 
 
 def test_the_unexpected_is_one_sentence_that_names_the_log(

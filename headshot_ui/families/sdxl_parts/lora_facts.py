@@ -80,6 +80,8 @@ def _part_of(stem: str) -> str | None:
 
 def check_lora(path: Path, info: BaseInfo) -> None:
     """Raise ModelError unless the LoRA fits this base model in every layer. Loads no weights of the base."""
+    check_readable(path)
+    read_tensors(path)  # what is wrong with the file itself comes first, whatever the base is like
     read_lora_file(path, place_in_files(info), info.family)
 
 
