@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.families import weight_places
-from headshot_ui.memory import FilePart, StoredTensor, card_bytes, files_bytes, read_header
+from headshot_ui.memory import DECODING, ENCODING, FilePart, StoredTensor, card_bytes, files_bytes, read_header
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
 from headshot_ui.store import Store
 
@@ -32,7 +32,7 @@ PICTURES_BEFORE = 4  # drawn without the LoRA to compare with; more would only c
 
 SDXL_DENOISER_PARAMETERS, SDXL_VAE_PARAMETERS = 2.567e9, 83.7e6
 #: Bytes for each pixel of each picture in a batch.
-DRAWING, LEARNING, LEARNING_CHECKPOINTED, DECODING, ENCODING = 1200, 7500, 900, 2500, 1300
+DRAWING, LEARNING, LEARNING_CHECKPOINTED = 1200, 7500, 900  # of the VAE: memory.DECODING and ENCODING
 RESTORING = 4000  # for each pixel of an aligned face, whatever the network
 FINDING_FACES = 100 * 2**20
 LARGEST_WINDOW = 512  # pixels of a picture that an upscaler sees at once
@@ -125,13 +125,11 @@ def _resolved_training(spec: TrainSpec, info: BaseInfo, known: Known) -> TrainSp
     """The request as it will run; that of a run that goes on is the run's own. Raises SpecError."""
     from headshot_ui.recipes import load_recipes
     from headshot_ui.runs import find_run
-    from headshot_ui.training.plan import complete, resolve
+    from headshot_ui.training.plan import going_on, resolve
 
     if spec.run:
         with suppress(HeadshotError):  # told when it is gone on with
-            begun = find_run(Store(known.settings), spec.person, spec.run).spec
-            checkpointing = spec.gradient_checkpointing or begun.gradient_checkpointing
-            return complete(replace(begun, steps=spec.steps or begun.steps, gradient_checkpointing=checkpointing), info)
+            return going_on(find_run(Store(known.settings), spec.person, spec.run).spec, spec, info)
     return resolve(spec, info, load_recipes(known.settings))
 
 

@@ -24,6 +24,8 @@ OVERHEAD_BYTES = 2**29
 CONTEXT_BYTES = 600 * 2**20
 #: Models that nobody uses may keep this share of main memory, so that other programs and the next job have theirs.
 RAM_SHARE = 0.5
+#: Bytes for each pixel of a picture that SDXL's VAE computes in 16 bit, beside its weights; twice as many in float32.
+DECODING, ENCODING = 2500, 1300
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -216,6 +217,16 @@ def remove_leftovers(folder: Path, older_than_s: float = 24 * 3600) -> None:
         with suppress(OSError):
             if len(path.name) == 33 + len(TEMPORARY) and time.time() - path.stat().st_mtime > older_than_s:
                 path.unlink()
+
+
+def sha256_of(path: Path, tick: Callable[[int], None] = lambda count: None) -> str:
+    """Hexadecimal SHA-256 of a file; ``tick`` hears of every block how many bytes it had. Raises StoreError."""
+    digest = hashlib.sha256()
+    with told_plainly(path, "read"), path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+            tick(len(block))
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.licences import accept_licence
 from headshot_ui.commands.output import print_json, print_table
 from headshot_ui.commands.shared_options import shared_options
 from headshot_ui.errors import SpecError
@@ -83,7 +84,8 @@ def _list(args: argparse.Namespace, context: Context) -> int:
     if context.as_json:
         print_json({"folder": context.settings.models_dir, "models": [_plain(entry, state) for entry, state in rows]})
         return 0
-    print_table([("id", "size", "state"), *((entry.id, _size(entry, state), _words(state)) for entry, state in rows)])
+    table = [(entry.id, state.size_words, STATE_WORDS[state.state]) for entry, state in rows]
+    print_table([("id", "size", "state"), *table])
     for entry, state in rows:
         print(f"\n{entry.id}: {entry.title}. {entry.note}")
         print(f"  Licence: {entry.licence}, {entry.licence_page}")
@@ -103,16 +105,6 @@ def _plain(entry: Entry, state: EntryState) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _size(entry: Entry, state: EntryState) -> str:
-    if state.state == "unfinished":
-        return f"{readable_bytes(state.there_bytes)} of {readable_bytes(state.total_bytes)}"
-    return readable_bytes(state.total_bytes)
-
-
-def _words(state: EntryState) -> str:
-    return STATE_WORDS[state.state]
-
-
 # --- get and verify ---------------------------------------------------------------------------------
 def _get(args: argparse.Namespace, context: Context) -> int:
     entries = _entries(args.entries)
@@ -129,10 +121,7 @@ def _licences(entries: Sequence[Entry], context: Context, accept: bool) -> None:
     for entry in entries:
         if not entry.non_commercial or licence.accepted(context.settings, entry.id):
             continue
-        print(licence.terms(entry.id), file=context.progress_stream, flush=True)
-        if accept or _agreed("Accept this licence? [y/N] ", context):
-            licence.accept(context.settings, entry.id)
-            print(f"The licence of {entry.id} is accepted.", file=context.progress_stream)
+        accept_licence(entry.id, context, lambda: accept or _agreed("Accept this licence? [y/N] ", context))
         check_licence(entry, context.settings)
 
 

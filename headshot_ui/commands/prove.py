@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from headshot_ui.commands.job_runner import Context, PlanShown, follow_job, show_plan
+from headshot_ui.commands.licences import accept_licence
 from headshot_ui.commands.output import print_json
-from headshot_ui.commands.restore import accept_licence
 from headshot_ui.commands.spec_options import DEFAULT_BASE
 from headshot_ui.errors import SpecError
 from headshot_ui.forecast import forecast_lines

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from headshot_ui.commands.job_runner import Context, run_alone
+from headshot_ui.commands.licences import accept_licence
 from headshot_ui.commands.output import print_json
 from headshot_ui.commands.spec_options import HELP, add_spec_options, build_spec
 from headshot_ui.errors import SpecError
@@ -52,17 +53,6 @@ def run(args: argparse.Namespace, context: Context) -> int:
     else:
         print("\n".join(restored_lines(result)))
     return 0
-
-
-def accept_licence(restorer_id: str, context: Context) -> None:
-    """Show the terms, then keep the acceptance. Raises ModelError for an unknown id."""
-    from headshot_ui.restoration import licence
-
-    terms = licence.terms(restorer_id)
-    if terms:
-        print(terms, file=context.progress_stream)
-    licence.accept(context.settings, restorer_id)
-    print(f"The licence of {restorer_id} is accepted.", file=context.progress_stream)
 
 
 def restored_lines(result: RestoreResult) -> Sequence[str]:

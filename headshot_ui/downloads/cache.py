@@ -12,8 +12,8 @@ from pathlib import Path
 from headshot_ui.downloads.catalogue import Entry, RemoteFile
 from headshot_ui.downloads.records import Basis
 from headshot_ui.downloads.sources import is_offline
-from headshot_ui.downloads.states import Tick, git_sha1_of, sha256_of
-from headshot_ui.store import atomic_file
+from headshot_ui.downloads.states import Tick, git_sha1_of
+from headshot_ui.store import atomic_file, sha256_of
 
 _log = logging.getLogger(__name__)
 

@@ -54,6 +54,15 @@ def read_record(entry_id: str, settings: Settings) -> Record:
         return Record(entry_id)
 
 
+def recorded_hashes(settings: Settings) -> dict[Path, str]:
+    """File → SHA-256 with which it came, of everything that was downloaded or checked."""
+    folder, known = settings.models_dir / FOLDER, {}
+    for path in sorted(folder.glob("*.json")):
+        for place, each in read_record(path.stem, settings).files.items():
+            known[settings.models_dir / place] = each.sha256
+    return known
+
+
 def write_record(record: Record, settings: Settings) -> None:
     """Raises StoreError."""
     write_json_atomic(_file(record.entry, settings), asdict(record))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from headshot_ui.downloads.catalogue import Entry, RemoteFile
 from headshot_ui.downloads.records import Basis, FileRecord, read_record, with_file, write_record
-from headshot_ui.store import told_plainly, write_json_atomic
+from headshot_ui.store import readable_bytes, sha256_of, told_plainly, write_json_atomic
 
 if TYPE_CHECKING:
     from headshot_ui.settings import Settings
@@ -36,6 +36,12 @@ class EntryState:
     total_bytes: int
     basis: Basis | None  # the weakest of its files; None where nothing was checked
 
+    @property
+    def size_words(self) -> str:
+        """ "6.5 GB", or how much of it is there while it is unfinished."""
+        total = readable_bytes(self.total_bytes)
+        return f"{readable_bytes(self.there_bytes)} of {total}" if self.state == "unfinished" else total
+
 
 @dataclass(frozen=True)
 class FileCheck:
@@ -54,16 +60,6 @@ def path_of(place: str, settings: Settings) -> Path:
 def part_of(path: Path) -> Path:
     """Where the beginning of a file lies until it is whole; no reader of models takes it for one."""
     return path.with_name(f".{path.name}.part")
-
-
-def sha256_of(path: Path, tick: Tick = lambda count: None) -> str:
-    """Reads all of it. Raises StoreError."""
-    digest = hashlib.sha256()
-    with told_plainly(path, "read"), path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            tick(len(chunk))
-    return digest.hexdigest()
 
 
 def git_sha1_of(path: Path) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BASE_FILE, REFINER_FILE = "base.json", "refiner.json"
 AGAIN = "put a complete copy of this model there"
+#: Files that Python would have to execute; a LoRA in one is refused.
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 def find_bases(family: str, settings: Settings) -> tuple[BaseInfo, ...]:
@@ -95,6 +97,14 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def pickled_lora(path: str | Path) -> ModelError:
+    """Why a LoRA in a pickle is not opened, and what to do."""
+    return ModelError(
+        f"{path} is a pickle file, which can run programs of its maker when it is opened: take the .safetensors file "
+        "of this LoRA, or have it converted by somebody you trust."
+    )
 
 
 def weights_fault(path: Path) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headshot_ui.errors import ModelError, SpecError
+from headshot_ui.families.bases import PICKLES, pickled_lora
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.runs import find_run, latest_run
 from headshot_ui.specs import GenerateSpec
-from headshot_ui.store import Store, read_json, told_plainly
+from headshot_ui.store import Store, read_json, sha256_of
 
 LATEST = "latest"
 #: Header entries that name the trigger word: ours, then the one other programs write.
@@ -20,8 +20,6 @@ TRIGGER_KEYS = ("trigger", "modelspec.trigger_phrase")
 CLASS_WORD_KEYS = ("class_word",)
 #: Header entries that name the base model a LoRA was trained on: ours, then kohya's.
 BASE_KEYS = ("base", "ss_sd_model_name")
-#: Files that Python would have to execute; a LoRA in one is refused, and none of them is the name of a run.
-PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,7 @@ def choose_lora(spec: GenerateSpec, store: Store) -> ChosenLora | None:
     if spec.lora.lower().endswith(".safetensors"):
         return _read(spec.lora, Path(spec.lora).expanduser())
     if spec.lora.lower().endswith(PICKLES):
-        raise ModelError(
-            f"{spec.lora} is a pickle file, which can run programs of its maker when it is opened: take the "
-            ".safetensors file of this LoRA, or have it converted by somebody you trust."
-        )
+        raise pickled_lora(spec.lora)
     run = find_run(store, spec.person, spec.lora)
     if run.spec.base != spec.base:
         raise ModelError(
@@ -123,12 +118,6 @@ def _read(name: str, path: Path) -> ChosenLora:
     if not path.is_file():
         raise SpecError("lora", f"The LoRA {path} is not there; choose another or train again.")
     return ChosenLora(name, path, sha256_of(path), _metadata(path))
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file. Raises StoreError when it cannot be read."""
-    with told_plainly(path, "read"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headshot_ui import families
 from headshot_ui.families.bases import BASE_FILE, REFINER_FILE
+from headshot_ui.families.sdxl_parts.files import published, read_json_file
 from headshot_ui.memory import give_back
 from headshot_ui.settings import pick_device
 from headshot_ui.store import write_json_atomic
@@ -37,7 +37,6 @@ CODEFORMER = Path("codeformer", "codeformer.safetensors")
 #: Disk space of a full set: 6.9 GB of base, 4.5 GB of refiner and 0.4 GB of CodeFormer.
 FULL_BYTES = 12 * 10**9
 NOTE = "Random weights of the full shape: it draws noise, and shows what memory and time the real model takes."
-PUBLISHED = Path(families.__file__).parent / "sdxl_parts" / "published"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def make_random_models(
 def make_base(folder: Path, size: str, device: str, seed: int, told: Callable[[str], None]) -> Path:
     """A base in diffusers layout with its ``base.json``, weights float16."""
     differences = SIZES[size].base
-    _begin(folder, PUBLISHED / "base", ("scheduler", "tokenizer", "tokenizer_2"))
+    _begin(folder, published("base"), ("scheduler", "tokenizer", "tokenizer_2"))
     for number, (part, make) in enumerate(
         (("unet", _unet), ("vae", _vae), ("text_encoder", _text_encoder), ("text_encoder_2", _text_encoder_2))
     ):
@@ -120,7 +119,7 @@ def make_base(folder: Path, size: str, device: str, seed: int, told: Callable[[s
 
 def make_refiner(folder: Path, size: str, device: str, seed: int, told: Callable[[str], None]) -> Path:
     """A refiner of that base with its ``refiner.json``, weights float16."""
-    _begin(folder, PUBLISHED / "refiner", ("scheduler",))
+    _begin(folder, published("refiner"), ("scheduler",))
     told(f"{REFINER_ID}: unet")
     _write(folder, "unet", "refiner", SIZES[size].refiner.get("unet", {}), _unet, device, seed)
     facts = {"bases": [BASE_ID]}
@@ -168,13 +167,13 @@ def _link(entry: Path, place: Path) -> None:
 
 
 # --- parts --------------------------------------------------------------------------------------------
-def _begin(folder: Path, published: Path, copied: Sequence[str]) -> None:
+def _begin(folder: Path, configs: Path, copied: Sequence[str]) -> None:
     """An empty folder with what the weights do not change."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shutil.copy(published / "model_index.json", folder)
+    shutil.copy(configs / "model_index.json", folder)
     for name in copied:
-        shutil.copytree(published / name, folder / name)
+        shutil.copytree(configs / name, folder / name)
 
 
 def _write(
@@ -188,7 +187,7 @@ def _write(
 ) -> None:
     from headshot_ui.families.sdxl_parts.load import quiet
 
-    config = json.loads((PUBLISHED / model / part / "config.json").read_text("utf-8"))
+    config = read_json_file(published(model) / part / "config.json")
     with quiet():
         with _building(device, seed):
             module = make({**config, **differences})

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from headshot_ui.specs import OPTIMIZERS
+
 if TYPE_CHECKING:
     import torch
 
-ADAMW, ADAMW_8BIT = "adamw", "adamw8bit"
+ADAMW, ADAMW_8BIT = OPTIMIZERS
 WEIGHT_DECAY = 1e-4  # as in the published recipe
 BLOCK, SMALLEST_8BIT = 256, 4096  # numbers
 _QUANTISED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what is not for every optimizer

@@ -84,6 +84,17 @@ def complete(spec: TrainSpec, info: BaseInfo) -> TrainSpec:
     )
 
 
+def going_on(begun: TrainSpec, spec: TrainSpec, info: BaseInfo) -> TrainSpec:
+    """What a run that began as ``begun`` is when ``spec`` goes on with it: its own settings, for more steps if asked.
+
+    Checkpointing changes no number, so it may go on with it on a card with less memory.
+    """
+    checkpointing = bool(spec.gradient_checkpointing or begun.gradient_checkpointing)
+    return complete(
+        dataclasses.replace(begun, steps=spec.steps or begun.steps, gradient_checkpointing=checkpointing), info
+    )
+
+
 def training_photos(dataset: Dataset) -> tuple[PreparedPhoto, ...]:
     """The photos to learn from, each with its crop on disk. Raises DatasetError when there is nothing to learn."""
     photos = tuple(photo for photo in dataset.photos if photo.verdict == "train")

@@ -28,8 +28,8 @@ from headshot_ui.training.optimizers import ADAMW, ADAMW_8BIT, choose_optimizer,
 from headshot_ui.training.plan import (
     Plan,
     class_prompts,
-    complete,
     fingerprint,
+    going_on,
     plan_of,
     resolve,
     sample_prompt,
@@ -123,10 +123,7 @@ def _continue_run(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Da
         raise DatasetError(
             f"The photos or captions of “{spec.person}” changed since the run “{run.name}” began: start a new run."
         )
-    # Checkpointing changes no number, so a run may go on with it on a card with less memory.
-    checkpointing = bool(spec.gradient_checkpointing or run.spec.gradient_checkpointing)
-    changed = dataclasses.replace(run.spec, steps=spec.steps or run.spec.steps, gradient_checkpointing=checkpointing)
-    resolved = complete(changed, loaded.info)
+    resolved = going_on(run.spec, spec, loaded.info)
     plan = plan_of(resolved)
     run = change_run(resume_run(run), spec=resolved, total=plan.steps)
     saved, damaged = newest_checkpoint(run.folder / CHECKPOINTS)

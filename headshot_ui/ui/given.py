@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headshot_ui.errors import StoreError
-from headshot_ui.generation.loras import sha256_of
 from headshot_ui.restoration.pictures import collect_pictures
-from headshot_ui.store import Store, atomic_file, check_free_space, write_bytes_atomic
+from headshot_ui.store import Store, atomic_file, check_free_space, sha256_of, write_bytes_atomic
 from headshot_ui.ui.picture_sets import picture_id
 
 GIVEN = "given"  # folder beside the sets of restored pictures
@@ -68,6 +67,11 @@ def origin_of(source: Path) -> str:
 
 
 # --- tidying ---------------------------------------------------------------------------------------------------
+def has_given(store: Store, person: str) -> bool:
+    """Whether uploads of a person are kept at all."""
+    return (store.restored_dir(person) / GIVEN).is_dir()
+
+
 def forget_given(store: Store, person: str, sources: Sequence[Path]) -> None:
     """Remove what none of ``sources``, those of all results, was made from. Only while nothing is being restored."""
     folder = store.restored_dir(person) / GIVEN

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from headshot_ui import families
 from headshot_ui.errors import ModelError, SpecError
-from headshot_ui.generation.loras import TRIGGER_KEYS, sha256_of
-from headshot_ui.store import Store, atomic_file, check_free_space
+from headshot_ui.generation.loras import TRIGGER_KEYS
+from headshot_ui.store import Store, atomic_file, check_free_space, sha256_of
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo

@@ -106,7 +106,7 @@ def _row(entry: Entry, settings: Settings, doing: str, asked: Asked) -> dict[str
         "id": entry.id,
         "title": entry.title,
         "note": entry.note,
-        "size": _size(state),
+        "size": state.size_words,
         "licence": entry.licence,
         "licence_page": entry.licence_page,
         "source": entry.source.hub or f"{entry.source.release} {entry.source.tag}",
@@ -123,12 +123,6 @@ def _row(entry: Entry, settings: Settings, doing: str, asked: Asked) -> dict[str
         "frees": readable_bytes(state.there_bytes),
         "problem": asked.problem if mine else "",
     }
-
-
-def _size(state: EntryState) -> str:
-    if state.state == "unfinished":
-        return f"{readable_bytes(state.there_bytes)} of {readable_bytes(state.total_bytes)}"
-    return readable_bytes(state.total_bytes)
 
 
 def _detail(state: EntryState) -> str:

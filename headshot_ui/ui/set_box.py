@@ -56,22 +56,24 @@ def wire(box: SetBox, shell: Shell, view: gr.State, grid: gr.HTML) -> None:
 
     def show(person: str | None, view: View, shown: str) -> list[Any]:
         who = person or ""
-        key = views.set_key(store, who, view.set_id)
+        on_view = views.set_on_view(store, who, view.set_id)
+        key = views.set_key(on_view)
         if key == shown:
             return [gr.skip()] * 6
         said, sheet = "", None
         try:
-            sheet = views.sheet_of(store, shell.shown_dir, who, view.set_id)
+            sheet = views.sheet_of(on_view, store, shell.shown_dir, who)
         except HeadshotError as error:
             said = f"The contact sheet could not be made: {error}"
-        label = views.zip_label(store, who, view.set_id)
+        label = views.zip_label(on_view)
         file = gr.DownloadButton(value=str(sheet) if sheet else None, interactive=sheet is not None)
         return [gr.Row(visible=bool(key)), views.sheet_values(sheet, shell.shown_dir, who), file, gr.Button(label),
                 {"text": said}, key]  # fmt: skip
 
     def pack(person: str | None, view: View) -> list[Any]:
         try:
-            made = views.zip_of(store, shell.shown_dir, person or "", view.set_id)
+            on_view = views.set_on_view(store, person or "", view.set_id)
+            made = views.zip_of(on_view, shell.shown_dir, person or "")
         except HeadshotError as error:
             return [gr.skip(), {"text": str(error)}]
         return [gr.skip() if made is None else gr.DownloadButton(value=str(made)), {"text": ""}]

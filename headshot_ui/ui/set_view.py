@@ -27,18 +27,21 @@ KEPT = 3  # sheets and zips; a zip may be large
 NOTHING: dict[str, Any] = {"picture": "", "large": "", "text": ""}
 
 
-def set_key(store: Store, person: str, set_id: str) -> str:
+def set_on_view(store: Store, person: str, set_id: str) -> PictureSet | None:
+    """The set of that id, else the newest. Reads the rankings of all sets: ask once for everything said of a set."""
+    return find_set(find_sets(store, person), set_id)
+
+
+def set_key(shown: PictureSet | None) -> str:
     """Changes when the set on view, or what is in it, does; "" for no set."""
-    shown = find_set(find_sets(store, person), set_id)
     return "" if shown is None else _key(shown)
 
 
-def sheet_of(store: Store, shown_dir: Path, person: str, set_id: str) -> Path | None:
+def sheet_of(shown: PictureSet | None, store: Store, shown_dir: Path, person: str) -> Path | None:
     """The contact sheet of a set: that of a whole job beside the pictures, or one made now; None without a set.
 
     Raises StoreError when there is no room for it or a picture cannot be read.
     """
-    shown = find_set(find_sets(store, person), set_id)
     if shown is None:
         return None
     names = [picture.path.name for picture in shown.pictures]
@@ -55,12 +58,11 @@ def sheet_of(store: Store, shown_dir: Path, person: str, set_id: str) -> Path | 
     return _made(shown_dir / "sheets", f"{_key(shown)} {made_before}", f"{person}-contact-sheet.png", make)
 
 
-def zip_of(store: Store, shown_dir: Path, person: str, set_id: str) -> Path | None:
+def zip_of(shown: PictureSet | None, shown_dir: Path, person: str) -> Path | None:
     """A zip of all pictures of a set as they lie on disk, in the order of their rank; None without a set.
 
     Raises StoreError.
     """
-    shown = find_set(find_sets(store, person), set_id)
     if shown is None:
         return None
     paths = [picture.path for picture in shown.pictures]
@@ -85,9 +87,8 @@ def sheet_values(sheet: Path | None, shown_dir: Path, person: str) -> dict[str, 
     return {"picture": address(small), "large": address(sheet), "text": f"Contact sheet of the headshots of {person}"}
 
 
-def zip_label(store: Store, person: str, set_id: str) -> str:
+def zip_label(shown: PictureSet | None) -> str:
     """ "Download all 16 pictures (zip)"."""
-    shown = find_set(find_sets(store, person), set_id)
     number = 0 if shown is None else len(shown.pictures)
     return f"Download all {counted(number, 'picture')} (zip)" if number != 1 else "Download the picture (zip)"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from headshot_ui.dataset.types import Dataset
+from headshot_ui.dataset.saved import save_dataset
+from headshot_ui.dataset.types import Dataset, PreparedPhoto
 from headshot_ui.engine import Parts
 from headshot_ui.errors import DatasetError, ModelError, SpecError
 from headshot_ui.families.protocol import BaseInfo, RefinerInfo
@@ -304,3 +305,17 @@ def write_weights(path: Path, tensors: Mapping[str, tuple[str, int]]) -> None:
     text = json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(start))
+
+
+def grey_pictures(spec: PrepareSpec, store: Any, *_: Any) -> Dataset:
+    """Four grey pictures, as if they had been prepared, so that a job takes a moment."""
+    folder = store.dataset_dir(spec.person)
+    photos = []
+    for number in range(4):
+        picture = Image.linear_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB")
+        save_png(folder / f"{number}.png", picture, {})
+        caption, size = "portrait of tok person", (64, 64)
+        photos.append(PreparedPhoto(f"{number}.jpg", "train", "", (), f"{number}.png", caption, original_size=size))
+    dataset = Dataset(spec.person, folder, 64, "tok", "person", tuple(photos))
+    save_dataset(dataset)
+    return dataset

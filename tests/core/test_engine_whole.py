@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from headshot_ui.dataset.prepare import save_dataset
-from headshot_ui.dataset.types import Dataset, PreparedPhoto
 from headshot_ui.engine import Engine, LikenessCount, Parts, real_parts
 from headshot_ui.likeness import Likeness
 from headshot_ui.logs import stop_log
 from headshot_ui.runs import latest_run
 from headshot_ui.settings import Settings
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
-from headshot_ui.store import read_png_metadata, save_png
+from headshot_ui.store import read_png_metadata
+from tests.core.fakes import grey_pictures
 from tests.tiny_models import make_tiny_refiner, make_tiny_sdxl
 
 
@@ -27,22 +25,8 @@ class HalfAlike:
         return Likeness(0.5, 50.0, True)
 
 
-def prepare(spec: PrepareSpec, store: Any, *_: Any) -> Dataset:
-    """Four grey pictures, as if they had been prepared."""
-    folder = store.dataset_dir(spec.person)
-    photos = []
-    for number in range(4):
-        picture = Image.linear_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB")
-        save_png(folder / f"{number}.png", picture, {})
-        caption, size = "portrait of tok person", (64, 64)
-        photos.append(PreparedPhoto(f"{number}.jpg", "train", "", (), f"{number}.png", caption, original_size=size))
-    dataset = Dataset(spec.person, folder, 64, "tok", "person", tuple(photos))
-    save_dataset(dataset)
-    return dataset
-
-
 def without_faces() -> Parts:
-    return replace(real_parts(), prepare=prepare, load_detector=lambda *_: None, load_recogniser=lambda *_: None,
+    return replace(real_parts(), prepare=grey_pictures, load_detector=lambda *_: None, load_recogniser=lambda *_: None,
                    load_judge=lambda *_: HalfAlike())  # fmt: skip
 
 

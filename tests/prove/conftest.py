@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from headshot_ui.dataset.saved import save_dataset
-from headshot_ui.dataset.types import Dataset, PreparedPhoto
 from headshot_ui.engine import Engine, Parts, Task, real_parts
 from headshot_ui.logs import stop_log
 from headshot_ui.prove.checks import ALL
@@ -22,8 +19,7 @@ from headshot_ui.prove.findings import Result
 from headshot_ui.prove.plan import PERSON, Amounts, ProvePlan
 from headshot_ui.prove.runner import run_proof
 from headshot_ui.settings import Settings
-from headshot_ui.specs import PrepareSpec
-from headshot_ui.store import save_png
+from tests.core.fakes import grey_pictures
 from tests.tiny_models import make_tiny_refiner, make_tiny_sdxl
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -47,20 +43,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(models: Path, tmp_path: Path) -> Settings:
     return Settings.from_environment(root=tmp_path, models_dir=models, device="cpu", environment={})
-
-
-def grey_pictures(spec: PrepareSpec, store: Any, *_: Any) -> Dataset:
-    """Four grey pictures, as if they had been prepared, so that a proof takes a moment."""
-    folder = store.dataset_dir(spec.person)
-    photos = []
-    for number in range(4):
-        picture = Image.linear_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB")
-        save_png(folder / f"{number}.png", picture, {})
-        caption, size = "portrait of tok person", (64, 64)
-        photos.append(PreparedPhoto(f"{number}.jpg", "train", "", (), f"{number}.png", caption, original_size=size))
-    dataset = Dataset(spec.person, folder, 64, "tok", "person", tuple(photos))
-    save_dataset(dataset)
-    return dataset
 
 
 @pytest.fixture

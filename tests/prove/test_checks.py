@@ -94,7 +94,8 @@ def test_weights_that_are_not_what_was_downloaded(prove: Prove, copied: tuple[Se
     record = settings.models_dir / ".downloads" / "tiny.json"
     record.parent.mkdir()
     place = weights.relative_to(settings.models_dir).as_posix()
-    record.write_text(json.dumps({"entry": "tiny", "files": {place: {"sha256": "0" * 64}}}), "utf-8")
+    file = {"size": 1, "sha256": "0" * 64, "basis": "published", "ours": True, "mtime_ns": 0}
+    record.write_text(json.dumps({"entry": "tiny", "files": {place: file}}), "utf-8")
     found = prove("files", settings=settings)["files"]
     assert found.verdict == "fails" and "downloaded" in found.figure
 

@@ -10,11 +10,11 @@ import torch
 
 from headshot_ui import families
 from headshot_ui.families.protocol import DenoiseRequest
+from headshot_ui.families.sdxl_parts.files import published
 from headshot_ui.memory import weight_bytes
 from headshot_ui.prove.random_models import (
     BASE_ID,
     CODEFORMER,
-    PUBLISHED,
     RANDOM_IDS,
     REFINER_ID,
     SIZES,
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_files_and_leaves_torch_as_it_was(tmp_path:
 def test_tiny_differs_from_full_in_widths_only() -> None:
     """Blocks, layers per block and transformers per block are the published ones: so is every module's name."""
     for model, differences in (("base", SIZES["tiny"].base), ("refiner", SIZES["tiny"].refiner)):
-        config = json.loads((PUBLISHED / model / "unet" / "config.json").read_text("utf-8"))
+        config = json.loads((published(model) / "unet" / "config.json").read_text("utf-8"))
         changed = differences["unet"]
         assert not {"transformer_layers_per_block", "layers_per_block", "down_block_types"} & changed.keys()
         assert len(changed["block_out_channels"]) == len(config["block_out_channels"])

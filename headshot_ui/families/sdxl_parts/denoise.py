@@ -205,7 +205,8 @@ def _steps(
     guidance_scale = request.guidance_scale if request.guidance_scale > 1 else None
     for number, timestep in enumerate(scheduler.timesteps[first:last], start=1):
         latents, expected = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
-        if not torch.isfinite(latents).all():
+        # Only at the end: what is no number stays none, and looking makes the processor wait for the card.
+        if first + number == last and not torch.isfinite(latents).all():
             raise ModelError(not_a_number(unet.dtype))
         half_way = first + number == last < len(scheduler.timesteps)
         yield DenoiseStep(number, last - first, latents, expected if half_way else None)

@@ -13,6 +13,7 @@ from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
 from headshot_ui.families.protocol import BaseInfo, LoraFacts
 from headshot_ui.families.sdxl_parts.files import read_json_file
+from headshot_ui.families.sdxl_parts.kinds import read_schedule
 from headshot_ui.families.sdxl_parts.load import quiet
 from headshot_ui.families.sdxl_parts.lora_file import (
     Place,
@@ -80,8 +81,7 @@ def _part_of(stem: str) -> str | None:
 
 def check_lora(path: Path, info: BaseInfo) -> None:
     """Raise ModelError unless the LoRA fits this base model in every layer. Loads no weights of the base."""
-    check_readable(path)
-    read_tensors(path)  # what is wrong with the file itself comes first, whatever the base is like
+    check_readable(path)  # what is wrong with the file itself comes first, whatever the base is like
     read_lora_file(path, place_in_files(info), info.family)
 
 
@@ -91,12 +91,11 @@ def lora_in_layout(
     """See ``protocol.Family.lora_in_layout``."""
     place = place_in_files(info)
     file = read_lora_file(source, place, info.family)
-    scheduler = read_json_file(info.folder / "scheduler" / "scheduler_config.json")
     known = {
         **file.header,
         **{name: text for name, text in facts.items() if text},
         "family": info.family,
-        "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
+        "prediction_type": str(read_schedule(info).get("prediction_type", "epsilon")),
         "resolution": f"{info.size_px}x{info.size_px}",
         "trained_rank": file.header.get("trained_rank", file.header.get("rank", "")),
         "trained_alpha": file.header.get("trained_alpha", file.header.get("alpha", "")),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from headshot_ui.errors import ModelError
+from headshot_ui.families.bases import PICKLES, pickled_lora
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -53,7 +54,6 @@ _OTHER_KINDS = (
 )
 _CHECKPOINT = re.compile(r"^(model\.diffusion_model|first_stage_model|conditioner\.embedders|cond_stage_model)\.")
 _EMBEDDING = re.compile(r"^(clip_[lg]|emb_params|string_to_param.*)$")
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 _ANOTHER = "choose another LoRA"
 
 
@@ -66,11 +66,8 @@ def refuse_pickle(path: Path) -> None:
         begin = b""
     # A safetensors file begins with a length, whose upper four bytes are zero.
     pickled = begin[:1] == b"\x80" and begin[1:2] in (b"\2", b"\3", b"\4", b"\5") and begin[4:] != bytes(4)
-    if path.suffix.lower() in _PICKLES or pickled or begin[:4] == b"PK\x03\x04":
-        raise ModelError(
-            f"{path} is a pickle file, which can run programs of its maker when it is opened: take the .safetensors "
-            "file of this LoRA, or have it converted by somebody you trust."
-        )
+    if path.suffix.lower() in PICKLES or pickled or begin[:4] == b"PK\x03\x04":
+        raise pickled_lora(path)
 
 
 def refuse_no_lora(path: Path, shapes: Shapes, is_lora_tensor: re.Pattern[str]) -> None:

@@ -17,9 +17,8 @@ from PIL import Image
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families.sdxl_parts.denoise import not_a_number
+from headshot_ui.memory import DECODING, ENCODING
 
-#: Bytes for each pixel in 16 bit, twice as much in float32; see ``amounts``, where the same figures make the plan.
-_DECODING_BYTES, _ENCODING_BYTES = 2500, 1300
 TILE_PX = 512
 
 _log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ def encode_images(
 
     ``room``: bytes that are free on the device; with too few it works in tiles. None: there is enough.
     """
-    with _in_tiles(vae, _ENCODING_BYTES * images.shape[-1] * images.shape[-2], room):
+    with _in_tiles(vae, ENCODING * images.shape[-1] * images.shape[-2], room):
         latents = _in_float32_if_need_be(vae, lambda: _encode(vae, images, generator))
     if not torch.isfinite(latents).all():
         raise ModelError("The base model reads a photo as “not a number”: get its VAE again, or choose another base.")
@@ -53,8 +52,7 @@ def decode_latents(vae: Any, latents: torch.Tensor, room: int | None = None) -> 
 
     ``room`` as for ``encode_images``. Raises ModelError for a picture that is not a number.
     """
-    cell_px = 2 ** (len(vae.config.block_out_channels) - 1)
-    with _in_tiles(vae, _DECODING_BYTES * latents.shape[-1] * latents.shape[-2] * cell_px**2, room):
+    with _in_tiles(vae, DECODING * latents.shape[-1] * latents.shape[-2] * _cell_px(vae) ** 2, room):
         return [_picture(vae, item[None]) for item in latents]
 
 
@@ -87,15 +85,19 @@ def _in_tiles(vae: Any, bytes_in_16_bit: int, room: int | None) -> Iterator[None
         return
     _log.warning("The picture is computed in tiles: the VAE needs %d MB for it and %d are free",
                  needed >> 20, room >> 20)  # fmt: skip
-    cell_px = 2 ** (len(vae.config.block_out_channels) - 1)
     before = vae.tile_sample_min_size, vae.tile_latent_min_size
-    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // cell_px
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // _cell_px(vae)
     vae.enable_tiling()
     try:
         yield
     finally:
         vae.disable_tiling()
         vae.tile_sample_min_size, vae.tile_latent_min_size = before
+
+
+def _cell_px(vae: Any) -> int:
+    """Pixels per side of one latent cell."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headshot_ui.downloads.records import recorded_hashes
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import all_weights, weights_fault
 from headshot_ui.prove.findings import Finding, fails, holds, not_possible
-from headshot_ui.store import read_json, readable_bytes
+from headshot_ui.store import readable_bytes, sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 CHECKING = "Reading the weights"
 AGAIN = "Get this file again."
-#: Under the models folder, about what was downloaded: {"files": {"sdxl/unet/x.safetensors": {"sha256": "…"}}}.
-RECORDS = ".downloads"
 #: Tensors that may stay alive: small tables that libraries keep, and cuBLAS's workspace on the card (32 MiB on Hopper).
 MAY_STAY = 96 * 2**20
 #: Relative error of one product of two matrices of 512 x 512, per number format; measured 0.003 and 0.0004 in half.
@@ -37,14 +35,14 @@ def check_files(bench: Bench) -> Finding:
     files += [path for path in _restorer_files(bench) if path.suffix == ".safetensors"]
     if not files:
         return fails("there are no weight files", "Get the model again.")
-    total, known = 0, _downloaded(bench.shop.settings.models_dir)
+    total, known = 0, recorded_hashes(bench.shop.settings)
     for number, path in enumerate(files):
         bench.job.report(CHECKING, number, len(files))
         name = f"{path.parent.name}/{path.name}"
         fault = weights_fault(path) or _broken_numbers(path)
         if fault:
             return fails(f"{name}: {fault}", AGAIN)
-        if path in known and _sha256(path) != known[path]:
+        if path in known and sha256_of(path) != known[path]:
             return fails(f"{name} is no longer the file that was downloaded", AGAIN)
         total += path.stat().st_size
     checked = sum(path in known for path in files)
@@ -79,23 +77,6 @@ def _broken_numbers(path: Path) -> str:
             if tensor.ndim > 1 and tensor.is_floating_point() and not bool(tensor.any()):
                 return f"“{name}” is nothing but zeros"
     return ""
-
-
-def _downloaded(models: Path) -> dict[Path, str]:
-    """File → SHA-256 with which it was downloaded, for those that this program got."""
-    known = {}
-    for path in sorted((models / RECORDS).glob("*.json")):
-        data = read_json(path)
-        files = data.get("files", {}) if isinstance(data, dict) else {}
-        for place, entry in files.items():
-            if isinstance(entry, dict) and isinstance(entry.get("sha256"), str):
-                known[models / place] = entry["sha256"]
-    return known
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- device -------------------------------------------------------------------------------------------

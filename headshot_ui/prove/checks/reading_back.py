@@ -64,12 +64,13 @@ def _pipeline(folder: Path, device: str, dtype: str) -> Iterator[Any]:
     import torch
     from diffusers import DiffusionPipeline
 
+    from headshot_ui.families.sdxl_parts.load import quiet
     from headshot_ui.memory import give_back
 
     index: Mapping[str, Any] = read_json(folder / "model_index.json")
     readers = {name: None for name, kind in index.items() if isinstance(kind, list) and kind[0] == "transformers"}
     half = any(folder.glob("*/*.fp16.safetensors")) and not any(folder.glob("unet/*pytorch_model.safetensors"))
-    with _silent():
+    with quiet():
         pipe = DiffusionPipeline.from_pretrained(
             folder, torch_dtype=getattr(torch, dtype), variant="fp16" if half else None,
             use_safetensors=True, local_files_only=True, **readers,
@@ -82,26 +83,6 @@ def _pipeline(folder: Path, device: str, dtype: str) -> Iterator[Any]:
             del pipe
             gc.collect()
             give_back()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """The libraries' own warnings and bars are none of ours to explain."""
-    import warnings
-
-    import diffusers.utils.logging as log
-
-    before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.set_verbosity(before)
-        if bars:
-            log.enable_progress_bar()
 
 
 def _latents(pipe: Any, bench: Bench) -> torch.Tensor:

@@ -219,7 +219,6 @@ def _refresh(
 ) -> tuple[list[Any], Mark] | None:
     base = generate_request.base_of(store, person, [info.id for info in bases])
     runs = generate_request.usable_runs(store, person, base)
-    choices = generate_request.lora_choices(runs, lora_files.lora_files(store, person))
     drawing, preview = _drawing(shell, person)
     mark = Mark(person, tuple((run.name, run.state, run.step) for run in runs), sets_mark(store, person), drawing,
                 export_box.export_mark(shell.live, person))  # fmt: skip
@@ -231,7 +230,7 @@ def _refresh(
         values = [gr.HTML(visible=not person), gr.Button(visible=not person), gr.Column(visible=bool(person)),
                   gr.Column(visible=bool(person))]  # fmt: skip
     if fresh or (seen and seen.runs != mark.runs):
-        values += [base, *generate_form.lora_values(choices, LATEST, person)]
+        values += [base, *generate_form.lora_values(_lora_choices(store, person, base), LATEST, person)]
     else:
         values += [gr.skip()] * 4
     values.append(preview if fresh or (seen and seen.drawing != drawing) else gr.skip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from headshot_ui.ui import restored_view as views
 from headshot_ui.ui.export_box import LATEST_WINS, SENDS
 from headshot_ui.ui.gallery import small_addresses
 from headshot_ui.ui.generate_request import plan_words
-from headshot_ui.ui.given import forget_given, keep_given
+from headshot_ui.ui.given import forget_given, has_given, keep_given
 from headshot_ui.ui.picture_sets import counted, picture_id, sets_mark
 from headshot_ui.ui.restore_form import FIELDS, Form
 from headshot_ui.ui.restored_view import View
@@ -42,7 +43,7 @@ class Mark:
 def build(shell: Shell) -> Tab:
     """Lay the tab out and wire it."""
     store = Store(shell.settings)
-    for person in store.people():
+    for person in filter(partial(has_given, store), store.people()):  # all results are read to know what is needed
         forget_given(store, person, [made.picture.source for made in views.find_made(store, person)])
     form = restore_form.layout(
         restore_request.restorer_choices(shell.settings), restore_request.outline_missing(shell.settings)
