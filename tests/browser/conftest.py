@@ -15,11 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from headshot_ui import families
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.settings import Settings
+from headshot_ui.ui import page as shell
 from headshot_ui.ui import serve
 from headshot_ui.ui.live import Live
 from tests.ui.fake_engine import FakeEngine, portrait
@@ -60,6 +61,19 @@ class App:
     engine: FakeEngine
     outputs: Path
     restart: Callable[..., None]  # another program at the same address, with a new engine
+
+
+@pytest.fixture
+def usual_pace() -> None:
+    """For a test that needs the page to look for news as often as it does for people."""
+
+
+@pytest.fixture(autouse=True)
+def quick_pace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it looks more often, so that tests wait less: nothing but the pace is another."""
+    if "usual_pace" not in request.fixturenames:
+        monkeypatch.setattr(shell, "BUSY_S", 0.4)
+        monkeypatch.setattr(shell, "IDLE_S", 1.0)
 
 
 @pytest.fixture
@@ -153,6 +167,15 @@ def add_person(page: Page, name: str) -> None:
     """Type a name into the empty field and press Add."""
     page.get_by_label("Name of the person").fill(name)
     page.get_by_role("button", name="Add", exact=True).click()
+
+
+def enter(field: Locator, text: str) -> None:
+    """Type into a field that has only just come up: within its first moment gradio sets it back once."""
+    field.fill(text)
+    field.page.wait_for_timeout(200)
+    if field.input_value() != text:
+        field.fill(text)
+    expect(field).to_have_value(text)
 
 
 def open_tab(page: Page, name: str) -> None:

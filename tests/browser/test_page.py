@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from headshot_ui.runs import list_runs
 from headshot_ui.specs import HeadshotsSpec, PrepareSpec, TrainSpec
-from tests.browser.conftest import CUT_OFF, add_person, drop, open_tab, prepare, start_training
+from tests.browser.conftest import CUT_OFF, add_person, drop, enter, open_tab, prepare, start_training
 from tests.ui.fake_engine import GROUP
 
 TABS = ["Dataset", "Train", "Generate", "Restore"]
@@ -176,7 +176,7 @@ def test_a_wrong_expert_setting_is_told_under_its_field(app, open_page, photos):
     prepare(page, "anna", photos)
     open_tab(page, "Train")
     page.get_by_role("button", name="Expert settings").click()
-    page.get_by_label("LoRA rank").fill("500")
+    enter(page.get_by_label("LoRA rank"), "500")
     page.get_by_role("button", name="Start training").click()
     expect(page.locator("#train-rank-problem")).to_contain_text("must be from 1 to 256")
     page.get_by_label("LoRA rank").fill("8")
@@ -329,6 +329,7 @@ def test_a_phone_shows_all_four_tabs_and_nothing_is_cut_off(app, open_page, phot
     assert page.evaluate(CUT_OFF) != []  # the check itself finds what is too wide
 
 
+@pytest.mark.usefixtures("usual_pace")
 def test_the_page_asks_once_per_tick_and_sends_little_when_nothing_is_new(app, open_page, photos):
     running = app(step_s=0.005, steps=10)
     page = open_page(running.address)

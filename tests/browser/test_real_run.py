@@ -33,6 +33,7 @@ def address(outputs: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_pace")
 @pytest.mark.timeout(3600)
 def test_the_demo_photos_become_headshots_that_look_like_the_person(address, outputs, open_page):
     page = open_page(address)

@@ -15,6 +15,7 @@ from headshot_ui.families.protocol import BaseDefaults, BaseInfo
 from headshot_ui.recipes import DEFAULT, Recipe, load_recipes
 from headshot_ui.store import Store
 from headshot_ui.ui import templates
+from headshot_ui.ui.export_box import LATEST_WINS
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.page_js import SHOW_TRAINING
@@ -202,7 +203,9 @@ def _wire(
         note = chosen.note if chosen is not None and chosen.id != DEFAULT else ""
         lengths = gr.Radio(choices=length_choices(info.defaults if info else None, chosen))
         filled = filled_by(chosen, recipes.get(before or DEFAULT), values)
-        return [{"text": note}, recipe or DEFAULT, lengths, *filled]
+        # A field that stays as it was is not sent back: meanwhile somebody may have typed into it.
+        sent = [gr.skip() if new == old or not (new or old) else new for new, old in zip(filled, values, strict=True)]
+        return [{"text": note}, recipe or DEFAULT, lengths, *sent]
 
     places = [parts.base_problem, *parts.problems, parts.start_problem]
     given = [shell.person, parts.base, parts.recipe, parts.length, *parts.inputs]
@@ -212,7 +215,8 @@ def _wire(
         for field, control in zip(fields(), parts.inputs, strict=True)
     ]
     changes += [control.submit for field, control in zip(fields(), parts.inputs, strict=True) if is_typed(field)]
-    gr.on(changes, plan, given, [parts.plan, *places], **QUIET)
+    # The last change is asked about too, or the answer to an earlier one would take away a sentence that is still true.
+    gr.on(changes, plan, given, [parts.plan, *places], **LATEST_WINS)
     parts.recipe.change(
         chosen_recipe,
         [parts.recipe, parts.filled_by, parts.base, *parts.inputs],
