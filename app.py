@@ -92,7 +92,8 @@ def say(line):
 
 def pytest_arguments(arguments):
     rest = [argument for argument in arguments if argument != "--slow"]
-    return rest if "--slow" in arguments else ["-m", "not slow"] + rest
+    shared = [] if rest else ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup"]  # see tests/conftest.py
+    return shared + rest if "--slow" in arguments else ["-m", "not slow"] + shared + rest
 
 
 def go_inside(arguments):

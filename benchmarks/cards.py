@@ -5,16 +5,17 @@
     python benchmarks/cards.py --count      count the work of Stable Diffusion XL anew (a minute or two on a CPU)
 
 Read are ``cards.json`` (cards, and what others report of them), ``results/sdxl-work.json`` (``--count``) and, where
-they are there, ``results/small-cards-*.json`` (``small_cards.py``) and ``results/prove-*.json``
-(``prove``). Letters: W work in TFLOP, P a card's dense 16-bit
-rate in TFLOP/s by its data sheet, s the share of P that is reached, h seconds a step costs whatever the card.
+they are there, ``results/small-cards-*.json`` (``small_cards.py``) and ``results/whole-training-*.json``
+(``whole_training.py``). Letters: W work in TFLOP, P a card's dense 16-bit
+rate in TFLOP/s by its data sheet, B its memory's in TB/s, s the share of P that is reached, M TB that a step moves
+beside its products.
 
     at least    W / P                the card at its full rate throughout, which nothing reaches
-    estimate    h + W / (s * P)
+    estimate    M / B + W / (s * P)
 
-s is the median of what others report for drawing with the same modules (``reported``). h is measured: what a training
-step took in a run of ``prove`` beyond W / (s * P) of the card it ran on. Without such a run there is no estimate for
-learning. For drawing h is 0, because s was taken from whole pictures.
+s is the median of what others report for drawing with the same modules (``reported``). M is measured: what a training
+step took in a whole training beyond W / (s * P) of the card it ran on, times B of that card. Without such a run
+there is no estimate for learning. For drawing M is 0, because s was taken from whole pictures.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Card:
     title: str
     gb: int
     tflops: float  # dense, 16 bit, added up in 32 bit
+    tb_per_s: float  # of its memory
     bf16: bool
 
 
@@ -62,7 +64,8 @@ class Work:
     decode: float
     encode: float
     step: float  # one training step, rank 32
-    step_checkpointed: float
+    step_partial: float  # with partial gradient checkpointing
+    step_checkpointed: float  # with full
     lora_numbers: float  # of that LoRA, not TFLOP
 
     def picture(self, steps: int = SAMPLING_STEPS, refined: int = 0) -> float:
@@ -72,12 +75,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one report of ``prove`` says about learning."""
+    """What a whole training says of its steps."""
 
     title: str  # of the card
     seconds_per_step: float
-    checkpointing: bool
+    checkpointing: str  # its level
     tflops: float  # of the card it ran on
+    tb_per_s: float  # likewise
 
 
 # --- what is known -----------------------------------------------------------------------------------
@@ -110,29 +114,42 @@ def share_reached(cards: Sequence[Card], reported: Iterable[dict[str, Any]], wor
     return statistics.median(shares)
 
 
-def seconds_beside(runs: Iterable[Measured], share: float, work: Work) -> float | None:
-    """h: seconds of a training step that do not depend on the card; None where nothing was measured."""
-    beside = [run.seconds_per_step - step_work(work, run.checkpointing) / (share * run.tflops) for run in runs]
+def moved_beside(runs: Iterable[Measured], share: float, work: Work) -> float | None:
+    """M: TB that a training step moves beside its products; None where nothing was measured."""
+    beside = [
+        (run.seconds_per_step - step_work(work, run.checkpointing) / (share * run.tflops)) * run.tb_per_s
+        for run in runs
+    ]
     return max(0.0, statistics.median(beside)) if beside else None
 
 
-def step_work(work: Work, checkpointing: bool) -> float:
-    return work.step_checkpointed if checkpointing else work.step
-
-
-def read_proofs() -> list[dict[str, Any]]:
-    """Every report of ``prove`` whose figures were kept."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted((HERE / "results").glob("prove-*.json"))]
-
-
-def measured_learning(proof: dict[str, Any], cards: Iterable[Card]) -> Measured | None:
-    """What a report says of the training step alone; None where there is none, or the card or base is another."""
-    check = next((one for one in proof["checks"] if one["id"] == "training" and one["verdict"] == "holds"), None)
-    rate = next((card.tflops for card in cards if card.id == proof["machine"]["card"]), None)
-    seconds = None if check is None else check["measured"].get("seconds per training step")
-    if check is None or rate is None or seconds is None or proof["base"]["size_px"] != SIZE_PX:
+def step_seconds(card: Card, work: Work, checkpointing: str, share: float, beside: float | None) -> float | None:
+    """The estimate of a training step; None without a measured run."""
+    if beside is None:
         return None
-    return Measured(proof["machine"]["card"], seconds, "gradient checkpointing" in check["figure"], rate)
+    return beside / card.tb_per_s + step_work(work, checkpointing) / (share * card.tflops)
+
+
+def step_work(work: Work, checkpointing: str) -> float:
+    return {"none": work.step, "partial": work.step_partial, "full": work.step_checkpointed}[checkpointing]
+
+
+def level_of(kept: bool | str) -> str:
+    """Figures of before there were levels have only on or off."""
+    return kept if isinstance(kept, str) else "full" if kept else "none"
+
+
+def measured_learning(cards: Iterable[Card]) -> list[Measured]:
+    """The steps of every whole training whose figures were kept, at full size and on a card that is known."""
+    known = {card.id: card for card in cards}
+    found = []
+    for path in sorted((HERE / "results").glob("whole-training-*.json")):
+        run = json.loads(path.read_text("utf-8"))
+        card = known.get(run["device"])
+        if card is not None and run["size"] == "full":
+            seconds, checkpointing = run["seconds_per_step"], level_of(run["gradient_checkpointing"])
+            found.append(Measured(card.id, seconds, checkpointing, card.tflops, card.tb_per_s))
+    return found
 
 
 def run_title(run: dict[str, Any]) -> str:
@@ -151,23 +168,25 @@ def measured_rows(runs: Iterable[dict[str, Any]]) -> list[list[str]]:
 
 
 # --- what follows ------------------------------------------------------------------------------------
-def needed_bytes(work: Work, checkpointing: bool) -> int:
+def needed_bytes(work: Work, checkpointing: str) -> int:
     """Graphics memory of a training step by the program's own estimate, its context included."""
-    from headshot_ui.amounts import LEARNING, LEARNING_CHECKPOINTED, SDXL_DENOISER_PARAMETERS
+    from headshot_ui.base_bytes import LEARNING, SDXL_DENOISER_PARAMETERS
     from headshot_ui.memory import CONTEXT_BYTES
 
-    rate = LEARNING_CHECKPOINTED if checkpointing else LEARNING
+    rate = LEARNING[checkpointing]
     lora = 4 * 4 * work.lora_numbers  # float32: weights, gradients, two moments
     return int(2 * SDXL_DENOISER_PARAMETERS + rate * 1024**2 + lora + CONTEXT_BYTES)
 
 
-def checkpoints(card: Card, work: Work) -> bool | None:
-    """Whether learning at 1024 has to save memory on this card; None where it does not fit all the same."""
+def checkpoints(card: Card, work: Work) -> str | None:
+    """The gradient checkpointing with which learning at 1024 is planned on this card; None where nothing fits."""
     from headshot_ui.forecast import ROOM_FOR_DOUBT
+    from headshot_ui.specs import CHECKPOINTING, FULL
 
-    if ROOM_FOR_DOUBT * needed_bytes(work, False) <= card.gb * GIB:
-        return False
-    return True if needed_bytes(work, True) <= card.gb * GIB else None
+    for level in CHECKPOINTING:
+        if ROOM_FOR_DOUBT * needed_bytes(work, level) <= card.gb * GIB:
+            return level
+    return FULL if needed_bytes(work, FULL) <= card.gb * GIB else None
 
 
 def card_rows(cards: Sequence[Card], work: Work, share: float, beside: float | None) -> list[list[str]]:
@@ -182,10 +201,10 @@ def card_rows(cards: Sequence[Card], work: Work, share: float, beside: float | N
         pictures = LOOKS * PER_LOOK + BEFORE
         least = (STEPS * learning + pictures * picture + PHOTOS * work.encode) / card.tflops
         drawing = pictures * picture / (share * card.tflops)
-        step = None if beside is None else beside + learning / (share * card.tflops)
+        step = step_seconds(card, work, checkpointing, share, beside)
         rows.append([
             f"{card.title}, {card.gb} GB",
-            "on" if checkpointing else "off",
+            checkpointing,
             minutes(STEPS * learning / card.tflops),
             NOT_YET if step is None else minutes(STEPS * step),
             f"{picture / (share * card.tflops):.0f} s, {refined / (share * card.tflops):.0f} s",
@@ -206,8 +225,7 @@ def check_rows(cards: Sequence[Card], reported: Iterable[dict[str, Any]], work: 
             told, here = f"a picture, {one['steps']} steps", work.picture(one["steps"]) / (share * card.tflops)
         else:
             told = f"a training step, {one['how']}"
-            computed = step_work(work, one["checkpointing"]) / (share * card.tflops)
-            here = None if beside is None else beside + computed
+            here = step_seconds(card, work, level_of(one["checkpointing"]), share, beside)
         seconds = one["seconds"] / one.get("passes", 1)
         rows.append([card.title, told, f"{seconds:.3g} s", NOT_YET if here is None else f"{here:.1f} s",
                      link(one["source"])])  # fmt: skip
@@ -230,16 +248,19 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def tables() -> dict[str, str]:
     """Every computed part of the page by its name."""
+    from headshot_ui.specs import CHECKPOINTING
+
     cards, measuring, reported = read_cards()
     work = read_work()
     runs = read_runs()
-    learned = [one for proof in read_proofs() if (one := measured_learning(proof, cards + measuring)) is not None]
+    learned = measured_learning(cards + measuring)
     share = share_reached(cards, reported, work)
-    beside = seconds_beside(learned, share, work)
+    beside = moved_beside(learned, share, work)
     numbers = {"denoiser, one pass": work.denoiser, "refiner, one pass": work.refiner, "VAE, decoding": work.decode,
                "VAE, encoding": work.encode, "training step": work.step,
-               "training step with checkpointing": work.step_checkpointed}  # fmt: skip
-    told = NOT_YET if beside is None else f"{beside:.2f} s"
+               "training step, partial checkpointing": work.step_partial,
+               "training step, full checkpointing": work.step_checkpointed}  # fmt: skip
+    told = NOT_YET if beside is None else f"{beside:.2f} TB"
     return {
         "measured": table(("run", "stage", "graphics memory", "main memory", "time"), measured_rows(runs)),
         "cards": table(
@@ -249,11 +270,11 @@ def tables() -> dict[str, str]:
         ),
         "work": table(("work at 1024 x 1024", "TFLOP"), ([name, f"{w:.1f}"] for name, w in numbers.items()))
         + f"\n\nShare of the data sheet's rate that is reached, s = {share:.0%}. "
-        + f"Seconds of a step beside it, h = {told}.",
+        + f"Moved beside the products in a training step, M = {told}.",
         "memory": table(
             ("learning at 1024 x 1024", "graphics memory, the program's own estimate"),
-            [[f"gradient checkpointing {'on' if on else 'off'}", f"{needed_bytes(work, on) / GIB:.1f} GB"]
-             for on in (False, True)],
+            [[f"gradient checkpointing: {level}", f"{needed_bytes(work, level) / GIB:.1f} GB"]
+             for level in CHECKPOINTING],
         ),
         "check": table(("card", "what", "reported", "by the formulas", "where"),
                        check_rows(cards, reported, work, share, beside)),
@@ -279,11 +300,10 @@ def count_work() -> tuple[dict[str, float], int]:
     By torch's own counter on modules without weights.
     """
     import torch
-    from peft import LoraConfig, inject_adapter_in_model
-    from residency import FULL, unet, vae
+    from activations import loaded_outline, step_tflop
     from torch.utils.flop_counter import FlopCounterMode
 
-    from headshot_ui.families.sdxl_parts.lora import TARGETS
+    from headshot_ui.prove.random_models import build_part
 
     def tflop(work: Callable[[], object]) -> float:
         with FlopCounterMode(display=False) as counter:
@@ -293,29 +313,26 @@ def count_work() -> tuple[dict[str, float], int]:
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(*shape, device="meta")
 
-    def passed(net: Any, config: dict[str, Any]) -> Any:
-        sizes = (config["projection_class_embeddings_input_dim"] - 1280) // 256
+    def passed(net: Any) -> Any:
+        sizes = (net.config.projection_class_embeddings_input_dim - 1280) // 256
         added = {"text_embeds": zeros(1, 1280), "time_ids": zeros(1, sizes)}
-        text = zeros(1, 77, config["cross_attention_dim"])
+        text = zeros(1, 77, net.config.cross_attention_dim)
         return net(zeros(1, 4, 128, 128), zeros(1), encoder_hidden_states=text, added_cond_kwargs=added).sample
 
     with torch.device("meta"):
-        base, refiner, coder = unet(FULL.base), unet(FULL.refiner), vae(FULL.vae)
-    for net in (base, refiner, coder):
-        net.requires_grad_(False)
+        base, refiner, coder = (
+            build_part(model, part, "full") for model, part in (("base", "unet"), ("refiner", "unet"), ("base", "vae"))
+        )
     counted = {}
     with torch.no_grad():
-        counted["denoiser"] = tflop(lambda: passed(base, FULL.base))
-        counted["refiner"] = tflop(lambda: passed(refiner, FULL.refiner))
+        counted["denoiser"] = tflop(lambda: passed(base))
+        counted["refiner"] = tflop(lambda: passed(refiner))
         counted["decode"] = tflop(lambda: coder.decode(zeros(1, 4, 128, 128)))
         counted["encode"] = tflop(lambda: coder.encode(zeros(1, 3, 1024, 1024)))
-    inject_adapter_in_model(LoraConfig(r=32, target_modules=list(TARGETS)), base)
-    lora = sum(p.numel() for p in base.parameters() if p.requires_grad)
-    base.train()
-    counted["step"] = tflop(lambda: passed(base, FULL.base).sum().backward())
-    base.enable_gradient_checkpointing()
-    counted["step_checkpointed"] = tflop(lambda: passed(base, FULL.base).sum().backward())
-    return counted, lora
+    trained = loaded_outline()
+    for name, level in (("step", "none"), ("step_partial", "partial"), ("step_checkpointed", "full")):
+        counted[name] = step_tflop(trained, level)
+    return counted, sum(p.numel() for p in trained.modules.unet.parameters() if p.requires_grad)
 
 
 def main() -> int:

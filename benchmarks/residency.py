@@ -18,9 +18,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, RefineRequest, RefinerInfo
-from headshot_ui.families.sdxl_parts.load import SdxlModules, quiet
+from headshot_ui.families.sdxl_parts.files import published
+from headshot_ui.families.sdxl_parts.load import SdxlModules
 from headshot_ui.families.sdxl_parts.loaded import LoadedSdxl
 from headshot_ui.families.sdxl_parts.refiner import LoadedSdxlRefiner
+from headshot_ui.families.shared_parts.files import read_json_file
+from headshot_ui.families.shared_parts.load import quiet
 from headshot_ui.memory import CONTEXT_BYTES
+from headshot_ui.prove.random_models import BASE_PARTS, SIZES, build_part, config_of
 from headshot_ui.residency import ModelKey, Residency
 from headshot_ui.restoration import codeformer, demo
 from headshot_ui.restoration.device import NetRestorer
@@ -42,43 +45,7 @@ from headshot_ui.settings import Settings
 
 STEPS, SWITCH = 2, 0.5  # one step by the base, one by the refiner
 RSS_MAY_GROW = 64 * 2**20
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-            "timestep_spacing": "leading", "steps_offset": 1}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Size:
-    """Shapes of the modules."""
-
-    picture_px: int
-    base: dict[str, Any]
-    refiner: dict[str, Any]
-    vae: tuple[int, ...]
-    text: tuple[tuple[int, int], tuple[int, int]]  # (width, layers) of both encoders
-    restorer: RestorerInfo
-
-
-_COMMON = {"sample_size": 128, "use_linear_projection": True, "addition_embed_type": "text_time", "layers_per_block": 2}
-FULL = Size(
-    1024,
-    {**_COMMON, "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
-     "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048, "addition_time_embed_dim": 256,
-     "projection_class_embeddings_input_dim": 1280 + 6 * 256},
-    {**_COMMON, "block_out_channels": (384, 768, 1536, 1536), "transformer_layers_per_block": 4,
-     "attention_head_dim": (6, 12, 24, 24), "cross_attention_dim": 1280, "addition_time_embed_dim": 256,
-     "projection_class_embeddings_input_dim": 1280 + 5 * 256},
-    (128, 256, 512, 512), ((768, 12), (1280, 32)), codeformer.INFO,
-)  # fmt: skip
-TINY = Size(
-    128,
-    {**_COMMON, "block_out_channels": (32, 64, 64), "transformer_layers_per_block": (1, 1, 1),
-     "attention_head_dim": (1, 2, 2), "cross_attention_dim": 96, "addition_time_embed_dim": 16,
-     "projection_class_embeddings_input_dim": 64 + 6 * 16},
-    {**_COMMON, "block_out_channels": (32, 64, 64, 64), "transformer_layers_per_block": 1,
-     "attention_head_dim": (1, 2, 2, 2), "cross_attention_dim": 64, "addition_time_embed_dim": 16,
-     "projection_class_embeddings_input_dim": 64 + 5 * 16},
-    (32, 32, 32, 32), ((32, 2), (64, 2)), demo.INFO,
-)  # fmt: skip
+RESTORERS = {"full": codeformer, "tiny": demo}
 
 
 # --- modules with random weights ----------------------------------------------------------------------
@@ -97,38 +64,6 @@ def filled(make: Callable[[], torch.nn.Module], dtype: torch.dtype, device: str)
     return module.to("cpu").requires_grad_(False).eval()
 
 
-def unet(config: dict[str, Any]) -> torch.nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    outer, inner = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
-    four = len(config["block_out_channels"]) == 4  # the refiner has no attention at its two ends
-    kinds = [outer, inner, inner, outer] if four else [outer, inner, inner]
-    down, up = tuple(kind[0] for kind in kinds), tuple(kind[1] for kind in reversed(kinds))
-    module: torch.nn.Module = UNet2DConditionModel(down_block_types=down, up_block_types=up, **config)
-    return module
-
-
-def vae(widths: tuple[int, ...]) -> torch.nn.Module:
-    from diffusers import AutoencoderKL
-
-    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-    module: torch.nn.Module = AutoencoderKL(
-        down_block_types=down, up_block_types=up, block_out_channels=widths, layers_per_block=2, latent_channels=4
-    )
-    return module
-
-
-def text_encoder(width: int, layers: int, projected: bool) -> torch.nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64), projection_dim=width,
-    )  # fmt: skip
-    module: torch.nn.Module = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
-    return module
-
-
 def restorer_net(info: RestorerInfo) -> torch.nn.Module:
     """CodeFormer, which cannot be made small, or the demo's own network."""
     if info.demo:
@@ -141,20 +76,22 @@ def restorer_net(info: RestorerInfo) -> torch.nn.Module:
     return module
 
 
+def schedule(model: str) -> dict[str, Any]:
+    return read_json_file(published(model) / "scheduler" / "scheduler_config.json")
+
+
 class Models:
     """Keys and loaders of the three models. Their files have headers only, so that the budget knows their sizes."""
 
-    def __init__(self, size: Size, settings: Settings, folder: Path) -> None:
+    def __init__(self, size: str, settings: Settings, folder: Path) -> None:
         self._size, self._settings, self._folder = size, settings, folder
         self._dtype = getattr(torch, settings.dtype)
         with torch.device("meta"):
             self.parts = {
-                "base": {"unet": unet(size.base), "vae": vae(size.vae),
-                         "text_encoder": text_encoder(*size.text[0], False),
-                         "text_encoder_2": text_encoder(*size.text[1], True)},
-                "refiner": {"unet": unet(size.refiner)},
-                "restorer": {"net": restorer_net(size.restorer)},
-            }  # fmt: skip
+                "base": {part: build_part("base", part, size) for part in BASE_PARTS},
+                "refiner": {"unet": build_part("refiner", "unet", size)},
+                "restorer": {"net": restorer_net(RESTORERS[size].INFO)},
+            }
         for name, parts in self.parts.items():
             for part, module in parts.items():
                 write_header(folder / name / part / "x.safetensors", sum(p.numel() for p in module.parameters()))
@@ -163,25 +100,23 @@ class Models:
         return ModelKey(name, name, name.title(), (self._folder / name,))
 
     def base(self) -> LoadedSdxl:
-        info = BaseInfo("base", "sdxl", "Base", self._folder / "base", "", "", self._size.picture_px)
-        make = self._filled
-        encoders = tuple(make(lambda t=t, p=p: text_encoder(*t, p)) for p, t in enumerate(self._size.text))
-        modules = SdxlModules(make(lambda: unet(self._size.base)), make(lambda: vae(self._size.vae)),
-                              encoders, (None, None), dict(SCHEDULE), True)  # type: ignore[arg-type]  # fmt: skip
+        info = BaseInfo("base", "sdxl", "Base", self._folder / "base", "", "", SIZES[self._size].size_px)
+        unet, vae, *encoders = (self._filled("base", part) for part in BASE_PARTS)
+        modules = SdxlModules(unet, vae, tuple(encoders), (None, None), schedule("base"), True)
         return LoadedSdxl(info, modules, self._settings.device)
 
     def refiner(self) -> LoadedSdxlRefiner:
         info = RefinerInfo("refiner", "sdxl", "Refiner", self._folder / "refiner", "", "")
-        net = self._filled(lambda: unet(self._size.refiner))
-        return LoadedSdxlRefiner(info, net, dict(SCHEDULE), self._settings.device)
+        net = self._filled("refiner", "unet")
+        return LoadedSdxlRefiner(info, net, schedule("refiner"), self._settings.device)
 
     def restorer(self) -> NetRestorer:
-        info = self._size.restorer
-        net = filled(lambda: restorer_net(info), torch.float32, self._settings.device)
-        return NetRestorer(info, net, self._settings.device, (demo if info.demo else codeformer).repaired)
+        kind = RESTORERS[self._size]
+        net = filled(lambda: restorer_net(kind.INFO), torch.float32, self._settings.device)
+        return NetRestorer(kind.INFO, net, self._settings.device, kind.repaired)
 
-    def _filled(self, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        return filled(make, self._dtype, self._settings.device)
+    def _filled(self, model: str, part: str) -> torch.nn.Module:
+        return filled(lambda: build_part(model, part, self._size), self._dtype, self._settings.device)
 
 
 def write_header(path: Path, numbers: int) -> None:
@@ -193,13 +128,15 @@ def write_header(path: Path, numbers: int) -> None:
 
 
 # --- one round ------------------------------------------------------------------------------------------
-def one_round(residency: Residency, models: Models, size: Size) -> None:
+def one_round(residency: Residency, models: Models, size: str) -> None:
     """Base → refiner inside it → decoding by the base → restorer."""
     generator = torch.Generator().manual_seed(0)
-    widths = {"prompt_embeds": (1, 77, size.base["cross_attention_dim"]), "pooled_prompt_embeds": (1, size.text[1][0])}
+    both = config_of("base", "unet", size)["cross_attention_dim"]
+    pooled = config_of("base", "text_encoder_2", size)["projection_dim"]
+    widths = {"prompt_embeds": (1, 77, both), "pooled_prompt_embeds": (1, pooled)}
     embeds = {name: torch.randn(*shape, generator=generator) for name, shape in widths.items()}
     common: dict[str, Any] = {"embeds": embeds, "negative_embeds": embeds, "seeds": [0], "steps": STEPS}
-    common |= {"guidance_scale": 5.0, "height": size.picture_px, "width": size.picture_px}
+    common |= {"guidance_scale": 5.0, "height": SIZES[size].size_px, "width": SIZES[size].size_px}
     with residency.use(models.key("base"), models.base) as base:
         base.keep(frozenset({"denoiser"}))
         *_, drawn = base.denoise(DenoiseRequest(**common, stop_at=SWITCH))
@@ -210,7 +147,7 @@ def one_round(residency: Residency, models: Models, size: Size) -> None:
         base.keep(frozenset())
     with residency.use(models.key("restorer"), models.restorer) as restorer:
         restorer.keep(frozenset({"network"}))
-        side = size.restorer.size_px
+        side = restorer.info.size_px
         restorer.restore(torch.zeros(1, 3, side, side), 0.5)
         restorer.keep(frozenset())
 
@@ -273,7 +210,7 @@ def swap_seconds(models: Models, device: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(size: Size, settings: Settings, swaps: int) -> dict[str, Any]:
+def measure(size: str, settings: Settings, swaps: int) -> dict[str, Any]:
     device = settings.device
     began = time.perf_counter()
     context = used_on_card(device)
@@ -320,18 +257,18 @@ def used_on_card(device: str) -> int:
     return int(total - free)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--cap", type=float, metavar="GB", help="most graphics memory to use, context included")
     parser.add_argument("--swaps", type=int, default=30)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     limit = None if args.cap is None else int(args.cap * 2**30)
     settings = Settings.from_environment(device=args.device, vram_limit=limit, environment={})
     warnings.simplefilter("ignore")
     with quiet(), torch.no_grad():  # not inference_mode: its tensors are copied back from the card every time
-        found = measure(FULL if args.size == "full" else TINY, settings, args.swaps)
+        found = measure(args.size, settings, args.swaps)
     print(json.dumps({"benchmark": "residency", "size": args.size, **found}))
     return 0 if found["ok"] else 1
 

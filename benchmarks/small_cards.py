@@ -49,6 +49,7 @@ from headshot_ui.store import Store, save_png
 ROOT = Path(__file__).parents[1]
 TRAINED, DRAWN = "trained", "drawn"  # two people: without prepared photos nobody looks for faces in pictures
 SAMPLE_EVERY_S = 0.02
+LOOK_EVERY_S = 0.05
 PHOTOS = 10
 
 
@@ -223,9 +224,13 @@ def restore_middles(spec: RestoreSpec, store: Store, tools: Any, report: Any, ju
 
 # --- the stages ---------------------------------------------------------------------------------------
 def run_job(engine: Engine, spec: Any) -> Any:
-    snapshot = engine.submit(spec).wait()
+    job, said, began = engine.submit(spec), "", time.perf_counter()
+    while not (snapshot := job.wait(LOOK_EVERY_S)).finished:
+        if snapshot.stage != said:
+            said = snapshot.stage
+            say(f"  {time.perf_counter() - began:.1f} s  {said}")
     if snapshot.state != "done":
-        raise RuntimeError(f"{snapshot.state}: {snapshot.message}")
+        raise RuntimeError(f"{snapshot.state}: {snapshot.error}")
     return snapshot.result
 
 

@@ -1,14 +1,11 @@
 """What each stage of a request uses, told before it runs: models on the device, bytes, work and disk.
 
 The runners note what a stage really took under the names given here, so that the next plan finds it again. Until
-then memory is estimated: weights by the headers of their files, computing by the figures below. Those are for
-Stable Diffusion XL in 16 bit and were measured with a full-size model at 1024 x 1024; for another model they go by
-the square root of its parameters, which is about its width, and twice as much for 32 bit.
+then memory is estimated, of base models as ``base_bytes`` says.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,27 +13,41 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headshot_ui.errors import HeadshotError, SpecError
-from headshot_ui.families import weight_places
-from headshot_ui.memory import DECODING, ENCODING, FilePart, StoredTensor, card_bytes, files_bytes, read_header
-from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.base_bytes import DRAWING, LEARNING, BaseParts, lora_bytes, moments_bytes
+from headshot_ui.errors import HeadshotError, ModelError, SpecError
+from headshot_ui.families import abilities
+from headshot_ui.made_to_fit import drawing_made_to_fit, training_made_to_fit
+from headshot_ui.memory import DECODING, ENCODING, card_bytes, files_bytes
+from headshot_ui.specs import (
+    AUTOMATIC,
+    FAST,
+    FULL,
+    NONE,
+    PARTIAL,
+    ExportSpec,
+    GenerateSpec,
+    HeadshotsSpec,
+    PrepareSpec,
+    RestoreSpec,
+    Spec,
+    TrainSpec,
+)
 from headshot_ui.store import Store
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo, RefinerInfo
+    from headshot_ui.families.protocol import BaseInfo
     from headshot_ui.parts import Parts
     from headshot_ui.restoration.protocol import Restorer
     from headshot_ui.settings import Settings
 
 PICTURES_BEFORE = 4  # drawn without the LoRA to compare with; more would only cost time
 
-SDXL_DENOISER_PARAMETERS, SDXL_VAE_PARAMETERS = 2.567e9, 83.7e6
-#: Bytes for each pixel of each picture in a batch.
-DRAWING, LEARNING, LEARNING_CHECKPOINTED = 1200, 7500, 900  # of the VAE: memory.DECODING and ENCODING
 RESTORING = 4000  # for each pixel of an aligned face, whatever the network
 FINDING_FACES = 100 * 2**20
+DESCRIBING = 2**30  # a picture of 768 x 768 pixels in float32, three beams
 LARGEST_WINDOW = 512  # pixels of a picture that an upscaler sees at once
 ENLARGING = 12_000  # for each of those pixels
+_CHECKPOINTED = {NONE: "", PARTIAL: " partly checkpointed", FULL: " checkpointed"}
 CHECKPOINTS = 3  # training keeps as many, each with the LoRA and two moments of every weight
 PNG_SHARE = 0.5  # of the raw pixels
 EXPORTED_BYTES = 400_000  # per layout, and again in the archive
@@ -53,6 +64,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Another way of doing a stage: what was measured of it says something of this one too."""
+
+    size: str  # as of StagePlan
+    share: float  # of its seconds that this way is likely to take
+    note: str  # one sentence that says so
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """One stage before it runs."""
 
@@ -62,6 +82,10 @@ class StagePlan:
     units: float  # work, which seconds grow with; 0: not known
     turns: tuple[Turn, ...]
     disk_bytes: int = 0
+    notes: tuple[str, ...] = ()  # how it is made to fit
+    alike: tuple[Alike, ...] = ()  # where this way was not measured, the first of these that was counts
+    first_s: float | None = None  # estimate of reading the base and making it fit; None: no matter, or not known
+    every_block: bool = False  # made to fit in a way in which a base that could leave blocks out computes all
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,8 @@ def plan_prepare(spec: PrepareSpec, known: Known) -> StagePlan:
     info = known.parts.find_base(spec.base, known.settings)
     photos = _count(spec.photos)
     crops = int((photos or 0) * 3 * info.size_px**2 * PNG_SHARE)
-    return StagePlan("prepare", info.id, "", photos or 0, _faces(known), crops + _stored_bytes(spec.photos))
+    turns = (*_faces(known), *(_describing(info, known) if spec.captions == AUTOMATIC else ()))
+    return StagePlan("prepare", info.id, "", photos or 0, turns, crops + _stored_bytes(spec.photos))
 
 
 def plan_train(spec: TrainSpec, known: Known) -> StagePlan:
@@ -104,21 +129,21 @@ def plan_train(spec: TrainSpec, known: Known) -> StagePlan:
 
     info = known.parts.find_base(spec.base, known.settings)
     full = plan_of(_resolved_training(spec, info, known))
-    base = _BaseParts.of(info, known)
-    places = weight_places(info)
-    lora, moments = lora_bytes(places, full.rank), moments_bytes(places, full.rank, full.optimizer)
-    rate = LEARNING_CHECKPOINTED if full.gradient_checkpointing else LEARNING
+    base = BaseParts.of(info, known.dtype)
+    lora, moments = lora_bytes(info, full.rank), moments_bytes(info, full.rank, full.optimizer)
+    level = full.gradient_checkpointing
     pixels = full.size_px**2
+    working = base.denoiser_working(LEARNING[level], pixels, full.batch_size, level)
     turns = (
         Turn("text encoders", base.text, 0),
         Turn("VAE", base.vae, base.vae_working(ENCODING, pixels)),
-        Turn("denoiser", base.denoiser,
-             base.denoiser_working(rate, pixels * full.batch_size) + 2 * lora + moments),  # weights and gradients
-    )  # fmt: skip
-    checkpointed = " checkpointed" if full.gradient_checkpointing else ""
-    size = f"{full.size_px}x{full.size_px} batch {full.batch_size}{checkpointed}"
+        Turn("denoiser", base.denoiser, working + 2 * lora + moments),  # weights and gradients
+    )
+    size = f"{full.size_px}x{full.size_px} batch {full.batch_size}{_CHECKPOINTED[level]}"
     units = 0 if spec.run else full.steps * full.batch_size * full.gradient_accumulation
-    return StagePlan("train", info.id, size, units, turns, lora * (CHECKPOINTS + 1) + moments * CHECKPOINTS)
+    disk = lora * (CHECKPOINTS + 1) + moments * CHECKPOINTS
+    made = StagePlan("train", info.id, size, units, turns, disk)
+    return training_made_to_fit(made, info, full, spec, known)
 
 
 def _resolved_training(spec: TrainSpec, info: BaseInfo, known: Known) -> TrainSpec:
@@ -135,28 +160,47 @@ def _resolved_training(spec: TrainSpec, info: BaseInfo, known: Known) -> TrainSp
 
 def plan_generate(spec: GenerateSpec, known: Known, name: str = "generate") -> StagePlan:
     """Presets × seeds → pictures."""
-    from headshot_ui.generation.plan import batch_size
+    from headshot_ui.generation.plan import batch_size, check_negative
+    from headshot_ui.generation.speeds import guided_share
     from headshot_ui.recipes import load_recipes, with_recipe
 
     info = known.parts.find_base(spec.base, known.settings)
     spec = with_recipe(spec, info, load_recipes(known.settings))
+    check_negative(info, spec.negative_prompt)
     sizes = _picture_sizes(spec, info, known)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     room = card_bytes(known.settings) if known.device == "cuda" else None
     at_once = min(batch_size(known.device, width, height, room), len(sizes))
-    base = _BaseParts.of(info, known)
+    base = BaseParts.of(info, known.dtype)
     pixels = width * height
-    drawing = Turn("denoiser", base.denoiser, base.denoiser_working(DRAWING, pixels * at_once))
+    drawing = Turn("denoiser", base.denoiser, base.denoiser_working(DRAWING, pixels, at_once))
     turns = [Turn("text encoders", base.text, 0), drawing]
     refiner = known.parts.likely_refiner(spec, info, known.settings)
     if refiner is not None:
-        other = _BaseParts.of(refiner, known)
-        turns.append(Turn("refiner", other.denoiser, other.denoiser_working(DRAWING, pixels * at_once)))
+        other = BaseParts.of(refiner, known.dtype)
+        turns.append(Turn("refiner", other.denoiser, other.denoiser_working(DRAWING, pixels, at_once)))
     turns += [Turn("VAE", base.vae, base.vae_working(DECODING, pixels)), *_faces(known)]
     size = f"{width}x{height} batch {at_once}{'' if refiner is None else ' refined'}"
-    steps = spec.steps or info.defaults.sampling_steps
+    guided = guided_share(spec.speed) if spec.guided_share is None else spec.guided_share
+    guided = guided if abilities(info).reads_negative_prompt else 1.0  # all its steps are alike
+    steps = (spec.steps or info.defaults.sampling_steps) * (1 + guided) / 2  # a step without guidance is half a step
     disk = sum(3 * w * h for w, h in sizes) * PNG_SHARE
-    return StagePlan(name, info.id, size, steps * len(sizes), tuple(turns), int(disk))
+    made = StagePlan(name, info.id, size, steps * len(sizes), tuple(turns), int(disk))
+    made = drawing_made_to_fit(made, info, (width, height), at_once, spec, known)
+    return _at_speed(made, spec.speed) if abilities(info).reuses_blocks and not made.every_block else made
+
+
+def _at_speed(made: StagePlan, speed: str) -> StagePlan:
+    """Exact and fast are measured apart; until then one is estimated by the other."""
+    from headshot_ui.generation.speeds import REUSING_SHARE
+
+    fast = f"{made.size} fast"
+    told = f"“Fast” is taken to need {REUSING_SHARE:.0%} of the time of exact pictures, as published:"
+    if speed == FAST:
+        note = f"{told} only those were measured on this computer yet."
+        return replace(made, size=fast, alike=(Alike(made.size, REUSING_SHARE, note),))
+    note = f"{told} only fast ones were measured on this computer yet."
+    return replace(made, alike=(Alike(fast, 1 / REUSING_SHARE, note),))
 
 
 def plan_restore(spec: RestoreSpec, known: Known, count: int | None = None, largest_px: int | None = None) -> StagePlan:
@@ -226,94 +270,20 @@ _PLANNERS: Mapping[type[Spec], Callable[[Any, Known], Iterator[StagePlan]]] = {
 }
 
 
-# --- parts ----------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _BaseParts:
-    """Bytes of the weights of a base model or a refiner, by what they are for."""
-
-    text: int
-    vae: int
-    denoiser: int
-    item_bytes: int  # of one number in memory
-    vae_item_bytes: int
-
-    @classmethod
-    def of(cls, info: BaseInfo | RefinerInfo, known: Known) -> _BaseParts:
-        text = vae = denoiser = 0
-        for part, size in files_bytes(weight_places(info), known.dtype).items():
-            if part.startswith("text_encoder"):
-                text += size
-            elif part.startswith("vae"):
-                vae += size
-            else:
-                denoiser += size
-        item = 4 if known.dtype == "float32" else 2
-        wide = item == 2 and _computes_in_float32(info.folder / "vae" / "config.json")
-        return cls(text, 2 * vae if wide else vae, denoiser, item, 4 if wide else item)
-
-    def denoiser_working(self, bytes_per_pixel: float, pixels: int) -> int:
-        return _working(self.denoiser, SDXL_DENOISER_PARAMETERS, self.item_bytes, bytes_per_pixel * pixels)
-
-    def vae_working(self, bytes_per_pixel: float, pixels: int) -> int:
-        return _working(self.vae, SDXL_VAE_PARAMETERS, self.vae_item_bytes, bytes_per_pixel * pixels)
-
-
-def _working(weights: int, sdxl_parameters: float, item_bytes: int, of_sdxl: float) -> int:
-    width = math.sqrt(weights / item_bytes / sdxl_parameters)
-    return int(of_sdxl * width * item_bytes / 2)
-
-
-def _computes_in_float32(vae_config: Path) -> bool:
-    """Whether a VAE asks for float32 beside a denoiser in 16 bit, as SDXL's own does."""
-    try:
-        return bool(json.loads(vae_config.read_text(encoding="utf-8")).get("force_upcast", True))
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def lora_bytes(places: Sequence[Path | FilePart], rank: int) -> int:
-    """Bytes in float32 of a LoRA of that rank on every attention and feed-forward matrix of the denoiser there."""
-    return 4 * rank * sum(sum(shape) for shape in _lora_shapes(places))
-
-
-def moments_bytes(places: Sequence[Path | FilePart], rank: int, optimizer: str) -> int:
-    """Bytes of the two moments of every number of such a LoRA."""
-    from headshot_ui.training.optimizers import moment_bytes
-
-    return sum(moment_bytes(rank * side, optimizer) for shape in _lora_shapes(places) for side in shape)
-
-
-def _lora_shapes(places: Sequence[Path | FilePart]) -> list[tuple[int, ...]]:
-    """(rows, columns) of the matrices that get a LoRA; both layouts call them alike."""
-    return [
-        tuple(tensor.shape)
-        for place in places
-        for tensor in _denoiser_of(place)
-        if len(tensor.shape) == 2 and (".attn" in tensor.name and ".to_" in tensor.name or ".ff.net." in tensor.name)
-    ]
-
-
-def _denoiser_of(place: Path | FilePart) -> Iterator[StoredTensor]:
-    """The tensors of the denoiser of a folder in diffusers layout, or of a part that is one."""
-    if isinstance(place, FilePart):
-        if not place.name.startswith(("text_encoder", "vae")):
-            yield from place.tensors()
-        return
-    for path in sorted(place.glob("*/*.safetensors")):
-        if not path.parent.name.startswith(("text_encoder", "vae")) and not _is_double(path):
-            yield from read_header(path)
-
-
-def _is_double(path: Path) -> bool:
-    """Whether the same weights lie beside it under the plain name."""
-    return ".fp16." in path.name and path.with_name(path.name.replace(".fp16.", ".")).is_file()
-
-
+# --- other networks -------------------------------------------------------------------------------
 def _faces(known: Known) -> tuple[Turn, ...]:
     from headshot_ui.dataset.detector import find_weights
 
     weights = [path for path in find_weights(known.settings) if path is not None]
     return (Turn("face detector", sum(files_bytes(weights, "float32").values()), FINDING_FACES),)
+
+
+def _describing(info: BaseInfo, known: Known) -> tuple[Turn, ...]:
+    try:
+        files = known.parts.find_captioner(known.settings, info).weights(known.settings)
+    except ModelError:  # told when the photos are prepared
+        return ()
+    return (Turn("captioner", sum(files_bytes(files, "float32").values()), DESCRIBING),)
 
 
 # --- how much there is to do ----------------------------------------------------------------------

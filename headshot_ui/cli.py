@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headshot_ui import __version__
 from headshot_ui.commands import (
+    bench,
     demo,
     doctor,
     export,
@@ -36,7 +37,7 @@ from headshot_ui.settings import Settings
 if TYPE_CHECKING:
     from headshot_ui.engine import Engine
 
-COMMANDS = (demo, headshots, prepare, train, generate, restore, export, lora, models, prove, doctor)
+COMMANDS = (demo, headshots, prepare, train, generate, restore, export, lora, models, prove, bench, doctor)
 LONG_COMMANDS = (demo, headshots, train, generate, restore, prove)  # those with --plan
 _ABOUT = "Train a LoRA on about twelve photos of yourself and make professional headshots, on your own computer."
 _EPILOG = """Without a command the page opens in your browser.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headshot_ui.errors import HeadshotError
+from headshot_ui.card_state import WORTH_TELLING, dtype_note, unused_card, who_holds_memory
+from headshot_ui.card_words import MEANWHILE, NO_FALLBACK
+from headshot_ui.errors import DeviceError, HeadshotError
+from headshot_ui.memory import vram_not_held
 from headshot_ui.store import free_bytes, readable_bytes
 from headshot_ui.wording import how_to_get
 
@@ -60,6 +62,7 @@ def examine(settings: Settings) -> list[Check]:
         check_python(),
         check_packages(settings.root / "requirements.txt"),
         check_device(settings),
+        *check_graphics_memory(settings),
         check_memory(),
         check_disk(settings.outputs_dir),
         check_writable(settings.outputs_dir),
@@ -140,18 +143,37 @@ def check_device(settings: Settings) -> Check:
     try:
         device, dtype = settings.device, settings.dtype
         memory_bytes, title = _device_memory(device)
+        note = dtype_note(settings) if device == "cuda" else ""
     except HeadshotError as error:
         return Check("device", False, "not usable", str(error))
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return Check("device", False, f"torch does not work: {error}", MEND)
     limit = f", of which {readable_bytes(settings.vram_limit_bytes)} may be used" if settings.vram_limit_bytes else ""
     if device != "cpu":
-        return Check("device", True, f"{title} with {readable_bytes(memory_bytes)}{limit}, computing in {dtype}")
+        detail = f"{title} with {readable_bytes(memory_bytes)}{limit}, computing in {dtype}"
+        return Check("device", True, f"{detail}. {note}" if note else detail)
+    unused = unused_card(settings)
     detail = f"no GPU in use: {os.cpu_count()} CPU cores, computing in {dtype}"
-    if shutil.which("nvidia-smi") and settings.wanted_device != "cpu":
-        advice = f"There is an NVIDIA driver, but torch cannot use it: bring the driver up to date, then {MEND.lower()}"
-        return Check("device", None, detail, advice)
-    return Check("device", True, detail)
+    return Check("device", None if unused else True, detail, f"{unused} {MEANWHILE}" if unused else "")
+
+
+def check_graphics_memory(settings: Settings) -> list[Check]:
+    """How much of the card is free and who holds the rest; on Windows also what becomes of what does not fit."""
+    try:
+        if settings.device != "cuda":
+            return []
+        free, total = vram_not_held()
+    except DeviceError as error:
+        return [Check("graphics memory", False, "the card does not answer", str(error))]
+    except (HeadshotError, ImportError, OSError, RuntimeError, AttributeError):
+        return []  # told by check_device
+    detail = f"{readable_bytes(total)}, {readable_bytes(free)} of it free"
+    others = who_holds_memory(WORTH_TELLING)
+    checks = [Check("graphics memory", None if others else True, detail, others)]
+    if sys.platform == "win32":
+        spill = "Windows moves into main memory what does not fit on a card; this program takes only what is free"
+        checks.append(Check("memory fallback", None, spill, NO_FALLBACK))
+    return checks
 
 
 def _device_memory(device: str) -> tuple[int, str]:
@@ -203,15 +225,17 @@ def check_bases(settings: Settings) -> list[Check]:
     """Every base model a person can choose, and every one that is damaged."""
     from headshot_ui import families
     from headshot_ui.families.bases import damaged_base_files, damaged_weights
+    from headshot_ui.usual_base import usual_base
 
     try:
         bases, damaged = families.all_bases(settings), damaged_base_files(settings)
     except (HeadshotError, OSError) as error:
         return [Check("base models", False, "they cannot be read", str(error))]
-    checks = []
+    checks, usual = [], usual_base(bases, settings)
     for base in bases:
         bad = ", ".join(str(path) for path in damaged_weights(base))
-        detail = f"{bad} is damaged" if bad else f"{base.title}, {base.size_px} px. {base.note}"
+        meant = " It is used where no other is named." if base is usual else ""
+        detail = f"{bad} is damaged" if bad else f"{base.title}, {base.size_px} px. {base.note}{meant}"
         advice = WHOLE_BASE if bad else _unusable(base)
         checks.append(Check(f"base {base.id}", not advice, detail, advice))
     for file in damaged:
@@ -291,7 +315,8 @@ def check_downloads(settings: Settings) -> list[Check]:
         if found.state == "missing":
             continue
         good = {"damaged": False, "unfinished": None}.get(found.state, True)
-        detail = f"{entry.title} is {'here' if good else found.state}. {found.detail}".strip()
+        state = f"unfinished, {found.size_words} are here" if good is None else "here" if good else found.state
+        detail = f"{entry.title} is {state}. {found.detail}".strip()
         checks.append(Check(f"model {entry.id}", good, detail, "" if good else f"G{how_to_get(entry.id)[1:]}."))
     return checks
 

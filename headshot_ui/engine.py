@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from headshot_ui.card_state import has_lost_card
+from headshot_ui.card_words import LOST_BEFORE, card_lost
 from headshot_ui.engine_runners import (
     HeadshotsResult,
     LikenessCount,
@@ -24,14 +26,14 @@ from headshot_ui.engine_runners import (
     run_restore,
     run_train,
 )
-from headshot_ui.errors import HeadshotError, StoreError
+from headshot_ui.errors import DeviceError, HeadshotError, StoreError
 from headshot_ui.forecast import Forecast, forecast
 from headshot_ui.jobs import DESK, FETCH, MAIN, Job, JobQueue, Reporter
 from headshot_ui.logs import explain, start_log
 from headshot_ui.meter import StageMeter
 from headshot_ui.parts import Parts, real_parts
 from headshot_ui.peaks import Peaks
-from headshot_ui.runs import recover_runs
+from headshot_ui.runs import list_runs, now_utc, recover_runs
 from headshot_ui.settings import Settings
 from headshot_ui.specs import (
     DownloadSpec,
@@ -101,6 +103,7 @@ class Engine:
         }
         self._queue = JobQueue(explain)
         self._persons: dict[str, str] = {}
+        self.card_lost = ""  # a sentence once the card has failed: no job that needs it is begun any more
         self._tidy_up()
 
     def submit(self, spec: Spec) -> Job:
@@ -111,16 +114,33 @@ class Engine:
         """Line up work of any kind: ``task.run`` is called with ``spec`` on the thread of its lane."""
 
         def runner(report: Reporter) -> Any:
-            return task.run(self._shops[task.lane], spec, JobContext(report, StageMeter()))
+            if self.card_lost and task.lane == MAIN:
+                raise DeviceError(self.card_lost)
+            began = now_utc()
+            try:
+                return task.run(self._shops[task.lane], spec, JobContext(report, StageMeter()))
+            except Exception as error:
+                if not has_lost_card(error):
+                    raise
+                self.card_lost = LOST_BEFORE
+                raise DeviceError(self._told_of_lost_card(person, began)) from error
 
         job = self._queue.submit(task.kind, title or f"{task.verb} {person}", runner, task.lane)
         self._persons[job.id] = person
         return job
 
-    def forecast(self, spec: Spec) -> Forecast:
-        """What the request will need, and whether that fits; takes milliseconds and starts nothing.
+    def _told_of_lost_card(self, person: str, began: str) -> str:
+        """With the training that the job worked on, if it has steps to go on from."""
+        runs = list_runs(self.store, person) if person else ()
+        broken = next((run for run in runs if run.changed >= began and run.state != "done" and run.step), None)
+        folder = self.store.person_dir(person) if person else self.store.people_dir
+        return card_lost(person, folder, broken.name, broken.step) if broken else card_lost(person, folder)
 
-        Raises ModelError, SpecError and the like when it cannot be carried out at all.
+    def forecast(self, spec: Spec) -> Forecast:
+        """What the request will need, and whether that fits; starts nothing, and takes milliseconds.
+
+        A moment more where others hold much of the card: then the driver is asked, at most once in ten seconds, who
+        they are. Raises ModelError, SpecError and the like when it cannot be carried out at all, and DeviceError.
         """
         settings = self._shops[TASKS[type(spec)].lane].settings
         return forecast(spec, settings, self._parts(), self._peaks)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headshot_ui.amounts import (
     plan_export,
@@ -18,9 +18,12 @@ from headshot_ui.amounts import (
     restore_spec,
     without_lora,
 )
-from headshot_ui.errors import HeadshotError
+from headshot_ui.errors import HeadshotError, ModelError
 from headshot_ui.forecast import DOING, smaller_requests
+from headshot_ui.recipes import load_recipes, with_recipe
 from headshot_ui.specs import (
+    AUTOMATIC,
+    PHRASE,
     DownloadSpec,
     ExportSpec,
     GenerateSpec,
@@ -73,8 +76,29 @@ class HeadshotsResult:
 def run_prepare(shop: Workshop, spec: PrepareSpec, job: JobContext) -> Dataset:
     """Photos → dataset."""
     info = shop.base(spec.base)
+    spec, captioner = _captions(shop, spec, info, job)
     with _stage(shop, spec, plan_prepare(spec, shop.known), job), shop.detector(info) as detector:
-        return shop.parts.prepare(spec, shop.store, info, detector, job.report, shop.recogniser(info))
+        return shop.parts.prepare(spec, shop.store, info, detector, job.report, shop.recogniser(info), *captioner)
+
+
+def _captions(shop: Workshop, spec: PrepareSpec, info: BaseInfo, job: JobContext) -> tuple[PrepareSpec, list[Any]]:
+    """The request with what its recipe says of captions, and what opens a captioner, or nothing for the fixed phrase.
+
+    Raises ModelError when the person asked for automatic captions and there is no captioner. Where only a recipe asks
+    for them, it is the fixed phrase then, and noted.
+    """
+    asked = spec.captions
+    if spec.recipe is not None:
+        spec = with_recipe(spec, info, load_recipes(shop.settings))
+    if spec.captions != AUTOMATIC:
+        return spec, []
+    try:
+        return spec, [shop.captioner(info)]
+    except ModelError as error:
+        if asked == AUTOMATIC:
+            raise
+        job.note(f"The fixed phrase was taken for captions. {error}")
+        return replace(spec, captions=PHRASE), []
 
 
 def run_train(shop: Workshop, spec: TrainSpec, job: JobContext) -> TrainResult:
@@ -82,7 +106,7 @@ def run_train(shop: Workshop, spec: TrainSpec, job: JobContext) -> TrainResult:
     info = shop.base(spec.base)
     dataset = shop.parts.load_dataset(shop.store.dataset_dir(spec.person))
     spec = shop.settled(spec)
-    with _stage(shop, spec, plan_train(spec, shop.known), job), shop.loaded(info) as loaded:
+    with _stage(shop, spec, plan_train(spec, shop.known), job), shop.loaded(info, job.report) as loaded:
         return shop.parts.train(spec, shop.store, loaded, dataset, job.report)
 
 
@@ -98,11 +122,15 @@ def _generate(
     shop: Workshop, spec: GenerateSpec, info: BaseInfo, judge: Judge | None, job: JobContext, aside: Path | None = None
 ) -> GenerateResult:
     """``aside``: a folder for pictures that are only for comparing."""
+    from headshot_ui.generation.refine import RefinerDoor
+
     plan = plan_generate(spec, shop.known, "generate" if aside is None else "before")
     store = shop.store if aside is None else replace(shop.store, headshots_elsewhere=aside)
     refiner = shop.parts.chosen_refiner(spec, info, shop.settings)
-    open_refiner = None if refiner is None else partial(shop.open_refiner, refiner)
-    with _stage(shop, spec, plan, job), shop.loaded(info) as loaded:
+    open_refiner = None
+    if refiner is not None:
+        open_refiner = RefinerDoor(partial(shop.open_refiner, refiner), partial(shop.expect_refiner, refiner))
+    with _stage(shop, spec, plan, job), shop.loaded(info, job.report) as loaded:
         return shop.parts.generate(spec, store, loaded, job.report, judge, open_refiner)
 
 

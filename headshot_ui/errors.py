@@ -8,6 +8,7 @@ HeadshotError             one sentence: what happened and what to do
 ├── DownloadError         a model could not be fetched: no network, gone, refused, not what it should be …
 ├── StoreError            reading or writing under outputs/ failed (disk full, no permission, damaged manifest)
 ├── MemoryBudgetError     the job does not fit this machine; names the nearest one that does
+├── DeviceError           the graphics card cannot be used, or stopped working
 └── SetupError            the program is not completely installed
 
 Cancelled                 not an error: the person pressed Cancel
@@ -58,6 +59,10 @@ class StoreError(HeadshotError):
 
 class MemoryBudgetError(HeadshotError):
     """The job does not fit the memory of this machine."""
+
+
+class DeviceError(HeadshotError):
+    """The graphics card cannot be used, or stopped working."""
 
 
 class SetupError(HeadshotError):

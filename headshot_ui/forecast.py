@@ -6,18 +6,25 @@ measured yet is estimated (see ``amounts``) or left open.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.amounts import Known, StagePlan, plan_stages
-from headshot_ui.errors import HeadshotError
-from headshot_ui.memory import CONTEXT_BYTES, free_ram_bytes, own_ram_bytes, ram_budget_bytes, vram_budget_bytes
-from headshot_ui.specs import GenerateSpec, HeadshotsSpec, RestoreSpec, Spec, TrainSpec
+from headshot_ui.card_state import plan_notes, who_holds_memory
+from headshot_ui.errors import HeadshotError, MemoryBudgetError
+from headshot_ui.memory import (
+    CONTEXT_BYTES,
+    free_ram_bytes,
+    own_ram_bytes,
+    ram_budget_bytes,
+    shared_vram_bytes,
+    vram_budget_bytes,
+)
+from headshot_ui.settings import gpu_in_sight
+from headshot_ui.specs import CHECKPOINTING, FULL, PARTIAL, GenerateSpec, HeadshotsSpec, RestoreSpec, Spec, TrainSpec
 from headshot_ui.store import free_bytes, readable_bytes
 from headshot_ui.wording import format_seconds, listed
 
@@ -30,7 +37,7 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 2**30
 #: Seconds are told for up to so many times the work that was measured.
 MOST_SCALED = 10
-#: An estimate that was never measured must leave this much over before checkpointing is thought unnecessary.
+#: An estimate that was never measured must leave this much over before more checkpointing is thought unnecessary.
 ROOM_FOR_DOUBT = 1.1
 #: What people call the stages.
 DOING = {
@@ -52,6 +59,9 @@ class StageForecast:
     peak_bytes: int  # of memory_kind, for this program in all
     measured: bool  # False: an estimate
     seconds: float | None  # None: never measured
+    first_s: float | None = None  # beside them where the base is not in memory yet; None: in them, or no matter
+    first_measured: bool = False
+    notes: tuple[str, ...] = ()  # how it is made to fit, and what was estimated by something else
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Forecast:
     seconds: float | None  # None: not known for every stage
     fits: bool  # memory and disk
     advice: str  # what to change when it does not fit; "" when it does
+    notes: tuple[str, ...] = ()  # how it is made to fit, and what to know of the card, one sentence or two each
 
     @property
     def peak_bytes(self) -> int:
@@ -92,8 +103,11 @@ def forecast(spec: Spec, settings: Settings, parts: Parts, peaks: Peaks) -> Fore
     known = Known(settings, parts, machine.device, machine.dtype)
     spec = _settled(spec, known, machine, peaks)
     made = _forecast(spec, known, machine, peaks)
+    made = replace(made, notes=(*made.notes, *plan_notes(settings, machine.device)))
     room = free_bytes(settings.outputs_dir)
     if made.peak_bytes > machine.limit_bytes:
+        held = who_holds_memory() if machine.device == "cuda" else ""
+        made = replace(made, notes=tuple(dict.fromkeys(filter(None, (*made.notes, held)))))
         return replace(made, fits=False, advice=_advice(spec, known, machine, peaks))
     if made.disk_bytes > room:
         there = f"Only {readable_bytes(room)} are free on the disk of {settings.outputs_dir}: make room."
@@ -102,9 +116,9 @@ def forecast(spec: Spec, settings: Settings, parts: Parts, peaks: Peaks) -> Fore
 
 
 def settled(spec: TrainSpec, settings: Settings, parts: Parts, peaks: Peaks) -> TrainSpec:
-    """``spec`` with gradient checkpointing decided: on only where the memory does not clearly hold it without.
+    """``spec`` with gradient checkpointing decided: the least of it with which the memory clearly holds the training.
 
-    It makes a step a third slower and changes no number. Raises what ``forecast`` raises.
+    It makes a step slower and changes no number. Raises what ``forecast`` raises.
     """
     machine = _machine(settings)
     made = _settled(spec, Known(settings, parts, machine.device, machine.dtype), machine, peaks)
@@ -117,10 +131,14 @@ def _settled(spec: Spec, known: Known, machine: _Machine, peaks: Peaks) -> Spec:
         return replace(spec, train=_settled(spec.train, known, machine, peaks))  # type: ignore[arg-type]
     if not isinstance(spec, TrainSpec) or spec.gradient_checkpointing is not None:
         return spec
-    plain = replace(spec, gradient_checkpointing=False)
-    stages = _forecast(plain, known, machine, peaks).stages
-    needed = max(stage.peak_bytes * (1 if stage.measured else ROOM_FOR_DOUBT) for stage in stages)
-    return plain if needed <= machine.limit_bytes else replace(spec, gradient_checkpointing=True)
+    for level in CHECKPOINTING:
+        spec = replace(spec, gradient_checkpointing=level)
+        with suppress(MemoryBudgetError):  # of a base that is made to fit, perhaps only not so
+            stages = _forecast(spec, known, machine, peaks).stages
+            needed = max(stage.peak_bytes * (1 if stage.measured else ROOM_FOR_DOUBT) for stage in stages)
+            if needed <= machine.limit_bytes:
+                break
+    return spec  # the last level if nothing fits, which is for the forecast to say
 
 
 def _forecast(spec: Spec, known: Known, machine: _Machine, peaks: Peaks) -> Forecast:
@@ -135,14 +153,33 @@ def _forecast(spec: Spec, known: Known, machine: _Machine, peaks: Peaks) -> Fore
         seconds=sum(known_seconds) if len(known_seconds) == len(stages) else None,
         fits=True,
         advice="",
+        notes=tuple(dict.fromkeys(note for stage in stages for note in stage.notes)),
     )
 
 
 def _stage(plan: StagePlan, machine: _Machine, peaks: Peaks) -> StageForecast:
-    seen = peaks.find(plan.model, plan.name, plan.size, machine.device, machine.dtype)
+    seen, share, notes = _seen(plan, machine, peaks)
     on_device = tuple(dict.fromkeys(turn.name for turn in plan.turns))
     peak = _estimated_peak(plan, machine) if seen is None else _measured_peak(seen, machine)
-    return StageForecast(plan.name, on_device, peak, seen is not None, _seconds(plan, seen))
+    seconds = _seconds(plan, seen)
+    measured_first = seen is not None and seen.first_s > 0
+    first = seen.first_s if seen is not None and measured_first else plan.first_s
+    return StageForecast(
+        plan.name, on_device, peak, seen is not None, None if seconds is None else share * seconds,
+        first, measured_first, plan.notes if seconds is None else (*plan.notes, *notes),
+    )  # fmt: skip
+
+
+def _seen(plan: StagePlan, machine: _Machine, peaks: Peaks) -> tuple[Measured | None, float, tuple[str, ...]]:
+    """What was measured of a stage, or of one done in another way; the share of its seconds, and why."""
+    seen = peaks.find(plan.model, plan.name, plan.size, machine.device, machine.dtype)
+    if seen is not None:
+        return seen, 1.0, ()
+    for other in plan.alike:
+        seen = peaks.find(plan.model, plan.name, other.size, machine.device, machine.dtype)
+        if seen is not None:
+            return seen, other.share, (other.note,)
+    return None, 1.0, ()
 
 
 def _seconds(plan: StagePlan, seen: Measured | None) -> float | None:
@@ -170,11 +207,12 @@ def _machine(settings: Settings) -> _Machine:
     if settings.wanted_dtype != "auto":
         dtype = settings.wanted_dtype
     else:
-        dtype = settings.dtype if device == "cuda" else "float32"
+        dtype = "float32" if device == "cpu" else settings.dtype
     if device == "cuda":
         limit = vram_budget_bytes(settings)
     else:
         limit = ram_budget_bytes(free_ram_bytes() + own_ram_bytes(), settings)
+        limit = min(limit, shared_vram_bytes(settings)) if device == "mps" else limit
     return _Machine(device, dtype, limit)
 
 
@@ -182,8 +220,7 @@ def likely_device(settings: Settings) -> str:
     """``settings.device``, without importing torch where nothing on this machine looks like a GPU."""
     if settings.wanted_device != "auto" or "device" in vars(settings) or "torch" in sys.modules:
         return settings.device
-    driver = shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
-    return settings.device if driver or sys.platform == "darwin" else "cpu"
+    return settings.device if gpu_in_sight() else "cpu"
 
 
 # --- what would fit -------------------------------------------------------------------------------
@@ -192,11 +229,12 @@ def smaller_requests(spec: Spec) -> Iterator[tuple[str, Spec]]:
     if isinstance(spec, TrainSpec):
         if spec.batch_size != 1:
             yield "learn from one photo at a time (batch size 1)", replace(spec, batch_size=1)
-        if not spec.gradient_checkpointing:
-            yield "switch gradient checkpointing on", replace(spec, gradient_checkpointing=True)
-            if spec.batch_size != 1:
-                both = replace(spec, batch_size=1, gradient_checkpointing=True)
-                yield "switch gradient checkpointing on and use batch size 1", both
+        chosen = CHECKPOINTING.index(spec.gradient_checkpointing or PARTIAL)  # open: the memory has decided, not enough
+        for level in CHECKPOINTING[chosen + 1 :]:
+            yield f"choose {level} gradient checkpointing", replace(spec, gradient_checkpointing=level)
+        if spec.gradient_checkpointing != FULL and spec.batch_size != 1:
+            both = replace(spec, batch_size=1, gradient_checkpointing=FULL)
+            yield "choose full gradient checkpointing and batch size 1", both
     elif isinstance(spec, GenerateSpec):
         if spec.refine != "off":
             yield "leave the refiner out (refine: off)", replace(spec, refine="off", refiner=None)
@@ -230,12 +268,13 @@ def _advice(spec: Spec, known: Known, machine: _Machine, peaks: Peaks) -> str:
 
 # --- in words -------------------------------------------------------------------------------------
 def forecast_lines(made: Forecast) -> list[str]:
-    """The plan in two to five plain lines."""
+    """The plan in two to five plain lines, and what there is to say of the card."""
     names = listed(list(dict.fromkeys(name for stage in made.stages for name in stage.on_device)))
     where = "On the graphics card, one after the other" if made.memory_kind == "graphics memory" else "In memory"
     lines = [f"{where}: {names}.", _memory_line(made), _time_line(made)]
     if made.disk_bytes:
         lines.append(f"Disk: about {readable_bytes(made.disk_bytes)}.")
+    lines += made.notes
     if not made.fits:
         lines.append(f"This may not fit. {made.advice}")
     return lines
@@ -252,6 +291,10 @@ def _memory_line(made: Forecast) -> str:
 
 
 def _time_line(made: Forecast) -> str:
+    return " ".join(filter(None, (_known_time(made), _first_time(made))))
+
+
+def _known_time(made: Forecast) -> str:
     if made.seconds is not None:
         return f"Time: about {format_seconds(made.seconds)}, judging by the last time."
     open_ = [DOING.get(stage.name, stage.name) for stage in made.stages if stage.seconds is None]
@@ -259,3 +302,15 @@ def _time_line(made: Forecast) -> str:
         return "Time: not measured on this computer yet."
     known = sum(stage.seconds for stage in made.stages if stage.seconds is not None)
     return f"Time: about {format_seconds(known)} without {listed(open_)} (not measured on this computer yet)."
+
+
+def _first_time(made: Forecast) -> str:
+    """What getting a base ready takes beside it; of several stages the longest."""
+    stages = [(stage.first_s, stage.first_measured) for stage in made.stages if stage.first_s]
+    if not stages:
+        return ""
+    seconds, measured = max(stages, key=lambda stage: stage[0] or 0.0)
+    source = "as measured before" if measured else "estimated: 1 GB a second from the disk"
+    most = "at most " if measured else ""
+    told = f"{most}about {format_seconds(seconds or 0.0)} ({source})"
+    return f"Reading the base model and making it fit comes on top where it is not in memory yet: {told}."

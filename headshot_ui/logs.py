@@ -8,7 +8,9 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headshot_ui.card_words import explained, is_card_lost, is_cuda_error
 from headshot_ui.errors import Cancelled, HeadshotError
+from headshot_ui.graphics import installed_build, known_cards
 
 if TYPE_CHECKING:
     from headshot_ui.settings import Settings
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 FILE_BYTES = 1_000_000
 FILES_KEPT = 3
 NOTES_SHOWN = 20
+
+#: Out of graphics memory told otherwise than by torch's own class: by Apple's GPUs, the driver and its libraries.
+_GPU_MEMORY = ("MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
+               "CUDA driver error: out of memory", "CUDNN_STATUS_ALLOC_FAILED")  # fmt: skip
 
 _package = logging.getLogger("headshot_ui")
 
@@ -80,9 +86,18 @@ def _translated(error: BaseException) -> str:
         return "The memory of this computer ran out: close other programs, or choose a smaller picture or base model;"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "The disk is full: make room and start the job again, what was finished is kept;"
-    if "CUDA error" in str(error):
-        return "The graphics card reported an error and may not be usable until the program is started again;"
+    if is_cuda_error(error):
+        return f"{_of_the_card(error)};"
     return f"Something unexpected went wrong ({type(error).__name__}), and what was finished before is kept;"
+
+
+def _of_the_card(error: BaseException) -> str:
+    known = explained(error, known_cards(), installed_build())
+    if known:
+        return known.rstrip(".")
+    if is_card_lost(error):
+        return "The graphics card stopped working and cannot be used until the program is started again"
+    return "The graphics card reported an error and may not be usable until the program is started again"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -93,7 +108,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _is_out_of_gpu_memory(error: BaseException) -> bool:
     """Told by name, so that torch need not be imported: torch.OutOfMemoryError, or a plain RuntimeError."""
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return named or any(words in str(error) for words in ("MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+    return named or any(words in str(error) for words in _GPU_MEMORY)
 
 
 def _is_out_of_main_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headshot_ui.captioners import CaptionerLoader
     from headshot_ui.dataset.types import Dataset, FaceDetector
     from headshot_ui.export import ExportResult
     from headshot_ui.families.protocol import BaseInfo, LoadedBase, LoadedRefiner, RefinerInfo
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from headshot_ui.restoration.records import RestoreResult
     from headshot_ui.restoration.runner import RestoreTools
     from headshot_ui.settings import Settings
-    from headshot_ui.specs import ExportSpec, GenerateSpec, PrepareSpec, RestoreSpec, TrainSpec
+    from headshot_ui.specs import ExportSpec, GenerateSpec, RestoreSpec, TrainSpec
     from headshot_ui.store import Store
     from headshot_ui.training.runner import TrainResult
 
@@ -46,8 +47,10 @@ class Parts:
     load_parser: Callable[[Settings], Any]
     load_judge: Callable[[Settings, BaseInfo, Any, Dataset], Judge]  # settings, base, detector, dataset
     load_recogniser: Callable[[Settings, BaseInfo], Any]
+    find_captioner: Callable[[Settings, BaseInfo], CaptionerLoader]  # fast, on any thread, without torch
     # working
-    prepare: Callable[[PrepareSpec, Store, BaseInfo, Any, Reporter, Any], Dataset]  # last: recogniser or None
+    # of (spec, store, base, detector, reporter, recogniser or None) and, for automatic captions, what opens a captioner
+    prepare: Callable[..., Dataset]
     train: Callable[[TrainSpec, Store, LoadedBase, Dataset, Reporter], TrainResult]
     generate: Callable[[GenerateSpec, Store, LoadedBase, Reporter, Judge | None, OpenRefiner | None], GenerateResult]
     restore_tools: Callable[[Any, Any, Any, Any], RestoreTools]  # detector, open restorer, open upscaler, open parser
@@ -58,6 +61,7 @@ class Parts:
 def real_parts() -> Parts:
     """The stages themselves. Imports no torch: what needs it is imported when it is called."""
     from headshot_ui import families, restoration
+    from headshot_ui.captioners import find_captioner
     from headshot_ui.dataset.detector import load_any_detector, load_detector
     from headshot_ui.dataset.prepare import load_dataset, prepare
     from headshot_ui.export import export_pictures
@@ -85,6 +89,7 @@ def real_parts() -> Parts:
         load_parser=load_parser,
         load_judge=load_judge,
         load_recogniser=load_recogniser,
+        find_captioner=find_captioner,
         prepare=prepare,
         train=_train,
         generate=generate,

@@ -28,6 +28,7 @@ class Measured:
     device: str = ""
     dtype: str = ""
     units: float = 0.0  # work done in those seconds, e.g. steps; 0: not known
+    first_s: float = 0.0  # beside them, the most ever: reading the base and making it fit, if only in part
 
     @property
     def key(self) -> str:
@@ -42,7 +43,7 @@ class Peaks:
         self._lock = threading.Lock()
 
     def record(self, model: str, use: Measured) -> None:
-        """Keep the largest peaks and the latest seconds per model and ``use.key``."""
+        """Keep the largest peaks and ``first_s`` and the latest seconds per model and ``use.key``."""
         with self._lock:
             everything = self._read()
             stages = everything.setdefault(model, {})
@@ -52,6 +53,7 @@ class Peaks:
                     use,
                     peak_ram_bytes=max(use.peak_ram_bytes, old.peak_ram_bytes),
                     peak_vram_bytes=max(use.peak_vram_bytes, old.peak_vram_bytes),
+                    first_s=max(use.first_s, old.first_s),
                 )
                 if not use.units:
                     use = replace(use, seconds=old.seconds, units=old.units)

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from headshot_ui import pinned
+from headshot_ui.card_state import out_of_graphics_memory
 from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError
+from headshot_ui.families.fits import LeastBytes
 from headshot_ui.memory import (
     OVERHEAD_BYTES,
     RAM_SHARE,
@@ -30,6 +33,7 @@ from headshot_ui.memory import (
     is_read_in_turns,
     limit_vram,
     ram_budget_bytes,
+    spare_vram_bytes,
     total_ram_bytes,
     vram_budget_bytes,
     within_ram_limit,
@@ -55,11 +59,12 @@ _log = logging.getLogger(__name__)
 class ModelKey:
     """Names a model; equal keys are the same model in memory."""
 
-    kind: str  # "base", "refiner", "detector", "restorer", "upscaler" or "parser"
+    kind: str  # "base", "refiner", "detector", "restorer", "upscaler", "parser" or "captioner"
     id: str
     title: str  # for people
     files: tuple[Path | FilePart, ...]  # weight files, parts of one, or folders in diffusers layout
     version: str = ""  # anything else that makes it another model, such as settings read along with it
+    least: tuple[tuple[str, LeastBytes], ...] = ()  # of parts that are made to fit a card: what they take at least
 
 
 @dataclass
@@ -116,6 +121,7 @@ class Residency:
         does; and what ``loader`` raises.
         """
         limit_vram(self._settings)
+        pinned.allow(self._settings)
         self._clear_device(key)
         if key not in self._held:
             self._forget_older(key)
@@ -136,6 +142,15 @@ class Residency:
         finally:
             held.users -= 1
             self._leave(key, held)
+
+    def expect(self, key: ModelKey, parts: frozenset[str]) -> None:
+        """``key`` is used next: if it is in memory, its weights may set out while something else computes.
+
+        Only into room on the device that nothing asks for. From then on the model counts as being there.
+        """
+        held = self._held.get(key)
+        if held is not None and not held.on_device and hasattr(held.thing, "expect"):
+            held.on_device = held.thing.expect(parts, spare_vram_bytes(self._settings))
 
     def evict(self) -> None:
         """Drop every model that nobody uses, and those in use as soon as their blocks end."""
@@ -213,19 +228,25 @@ class Residency:
         return not held.users and (held.shed or in_turns)
 
     def _fits_beside_the_held(self, key: ModelKey) -> bool:
-        together = sum(self._in_memory(self._parts(other)) for other in {*self._held, key})
+        together = sum(self._in_memory(other) for other in {*self._held, key})
         share = RAM_SHARE * ram_budget_bytes(total_ram_bytes(), self._settings)
         # What takes turns there is larger than its share by itself: it has main memory alone.
-        return together <= max(share, self._in_memory(self._parts(key))) and all(
-            memory.fits for memory in self.memory_for(key)
-        )
+        return together <= max(share, self._in_memory(key)) and all(memory.fits for memory in self.memory_for(key))
 
     def _is_read_in_turns(self, parts: Mapping[str, int]) -> bool:
         return is_read_in_turns(sum(parts.values()), total_ram_bytes(), self._settings)
 
-    def _in_memory(self, parts: Mapping[str, int]) -> int:
-        """Bytes of main memory that these parts of a model take: together, or one after the other."""
-        return max(parts.values(), default=0) if self._is_read_in_turns(parts) else sum(parts.values())
+    def _in_memory(self, key: ModelKey) -> int:
+        """Bytes of main memory that the parts of a model take: together, or one after the other."""
+        parts = self._parts(key)
+        if not self._is_read_in_turns(parts):
+            return sum(parts.values())
+        return max((self._least(key, name, size).memory for name, size in parts.items()), default=0)
+
+    def _least(self, key: ModelKey, name: str, size: int) -> LeastBytes:
+        """What a part of that size can be had in. Only for a card anything is made to fit."""
+        least = dict(key.least).get(name) if self._settings.device == "cuda" else None
+        return LeastBytes(size, size) if least is None else LeastBytes(min(size, least.card), min(size, least.memory))
 
     def _evict(self, key: ModelKey) -> None:
         """Drop a model and give its memory back."""
@@ -245,11 +266,11 @@ class Residency:
         """What loading ``key`` takes and what is free, per kind of memory. Raises ModelError for damaged files."""
         parts = self._parts(key)
         free = within_ram_limit(free_ram_bytes(), self._settings)
-        memory = Memory("memory", self._in_memory(parts) + OVERHEAD_BYTES, free)
+        memory = Memory("memory", self._in_memory(key) + OVERHEAD_BYTES, free)
         if self._settings.device != "cuda":
             return (memory,)
         # Stages take turns on the GPU, so the largest part counts there, not the sum.
-        largest = max(parts.values(), default=0)
+        largest = max((self._least(key, name, size).card for name, size in parts.items()), default=0)
         return memory, Memory("graphics memory", largest + OVERHEAD_BYTES, free_vram_bytes(self._settings))
 
     def _parts(self, key: ModelKey) -> dict[str, int]:
@@ -262,10 +283,11 @@ class Residency:
         noun = _NOUNS.get(key.kind, key.kind)
         fitting = self._largest_that_fits(others)
         advice = f"choose the {noun} “{fitting.id}”" if fitting else "add memory (no installed model needs less)"
+        held = out_of_graphics_memory() if short.kind == "graphics memory" else ""
         return (
             f"“{key.title}” needs about {readable_bytes(short.needed)} of {short.kind} and "
-            f"{readable_bytes(short.free)} is free: close other programs, or {advice}."
-        )
+            f"{readable_bytes(max(0, short.free))} is free: close other programs, or {advice}."
+        ) + (f" {held}" if held else "")
 
     def _largest_that_fits(self, others: Iterable[ModelKey]) -> ModelKey | None:
         needs = []

@@ -64,7 +64,7 @@ class Run:
 def create_run(store: Store, spec: TrainSpec, total: int = 0) -> Run:
     """Make a new run folder named after the time, with a ``running`` manifest of this process. Raises StoreError."""
     folder = new_folder(store.runs_dir(spec.person), datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    return _write(_owned(Run(folder, spec, "running", total=total, created=_now())))
+    return _write(_owned(Run(folder, spec, "running", total=total, created=now_utc())))
 
 
 def resume_run(run: Run) -> Run:
@@ -144,7 +144,7 @@ def _owned(run: Run) -> Run:
 
 
 def _write(run: Run) -> Run:
-    run = replace(run, changed=_now())
+    run = replace(run, changed=now_utc())
     data = asdict(run)
     del data["folder"]  # the folder may be moved
     write_json_atomic(run.folder / MANIFEST, data)
@@ -160,5 +160,6 @@ def _process_alive(pid: int, started_s: float) -> bool:
         return False
 
 
-def _now() -> str:
+def now_utc() -> str:
+    """As manifests tell times: ISO 8601, so that later is greater."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

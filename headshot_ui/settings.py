@@ -16,13 +16,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import shutil
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
+from headshot_ui.bfloat16 import computes_in_bfloat16
+from headshot_ui.card_words import why_unused
 from headshot_ui.errors import SetupError
+from headshot_ui.graphics import Look, has_kernels, hidden_by, installed_build, known_cards
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -88,9 +94,10 @@ class Settings:
             return "cpu"
         found = pick_device()
         if self.wanted_device not in ("auto", found) and not _usable(self.wanted_device):
+            why = why_no_card() if self.wanted_device == "cuda" else ""
             raise SetupError(
                 f"The device “{self.wanted_device}” was asked for, but torch finds only “{found}” here: "
-                "choose “auto”, or install the driver and run the set-up again."
+                + (f"choose “auto”. {why}" if why else "choose “auto”, or install the driver and run the set-up again.")
             )
         return found if self.wanted_device == "auto" else self.wanted_device
 
@@ -109,15 +116,25 @@ def parse_bytes(text: str) -> int:
     return count
 
 
+@cache
+def gpu_in_sight() -> bool:
+    """Whether anything here looks like a GPU that torch might use; asks no torch and takes microseconds."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    return bool(shutil.which("nvidia-smi")) or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
 def pick_device() -> str:
     """The best device torch can use: "cuda", "mps" or "cpu". Imports torch."""
     return next((device for device in ("cuda", "mps") if _usable(device)), "cpu")
 
 
 def pick_dtype(device: str) -> str:
-    """The number format that suits a device. Imports torch for "cuda"."""
-    if device != "cuda":
-        return "float32"  # CPUs are slower with half precision, and the SDXL VAE overflows in float16 on mps
+    """The number format that suits a device. Imports torch, but for "cpu"."""
+    if device == "cpu":
+        return "float32"  # slower with half precision
+    if device == "mps":  # in float32 SDXL would take half of a Mac with 32 GB; in float16 its VAE overflows
+        return "bfloat16" if computes_in_bfloat16(device) else "float32"
     import torch
 
     # From compute capability 8.0 (Ampere) on the hardware has bfloat16; before it is emulated and slow.
@@ -130,8 +147,36 @@ def _usable(device: str) -> bool:
     except ImportError as error:
         raise SetupError("The package torch is not installed: run “python3 app.py” to set everything up.") from error
     if device == "cuda":
-        return torch.cuda.is_available()
+        return torch.cuda.is_available() and _holds_code_for_the_card()
     return device == "cpu" or torch.backends.mps.is_available()
+
+
+def _holds_code_for_the_card() -> bool:
+    """torch finds cards that its build has no code for as well, and fails at the first computation."""
+    import torch
+
+    try:
+        of_card = torch.cuda.get_device_capability()
+    except RuntimeError:  # the driver answers and the card does not start; why_no_card asks again for the reason
+        return False
+    return torch.version.cuda is None or has_kernels(of_card, torch.cuda.get_arch_list())
+
+
+def why_no_card() -> str:
+    """Why an NVIDIA card that is there is not computed on, and what to do; "" where there is none. Imports torch."""
+    look, says = known_cards(), ""
+    if not look.cards:
+        return why_unused(look, None)
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        facts = torch.cuda.get_device_properties(0)
+        of_card = (int(facts.major), int(facts.minor))  # the driver counts cards in another order
+        look = Look((replace(look.cards[0], name=str(facts.name), capability=of_card),))
+    except (RuntimeError, AssertionError) as error:
+        says = str(error)
+    return why_unused(look, installed_build(), hidden_by(), says)
 
 
 def _one_of(what: str, value: str, choices: tuple[str, ...]) -> str:

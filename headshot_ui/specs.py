@@ -12,15 +12,23 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 from headshot_ui.errors import SpecError
 
 REFINE_WAYS = ("off", "ensemble", "img2img")
+EXACT, FAST = "exact", "fast"
+SPEEDS = (EXACT, FAST)
 UPSCALES = (1, 2, 4)
 EXPORT_LAYOUTS = ("linkedin", "cv", "badge", "full")
 EXPORT_FILE_TYPES = ("jpeg", "png", "webp")
 OPTIMIZERS = ("adamw", "adamw8bit")
+TIMESTEP_DENSITIES = ("logit_normal", "uniform", "sigmoid")
+PHRASE, AUTOMATIC = "phrase", "automatic"
+CAPTIONS = (PHRASE, AUTOMATIC)
+NONE, PARTIAL, FULL = "none", "partial", "full"
+CHECKPOINTING = (NONE, PARTIAL, FULL)  # each needs less memory and more time than the one before
 SIZE_STEP = 64  # pixels
 
 #: What counts in a TrainSpec where neither the person nor the recipe says anything, and no base model has a say.
@@ -51,6 +59,21 @@ def _sides(spec: Spec, *fields: str, what: str = "") -> None:
             raise SpecError(field, f"The {name} is {value}; it must be a multiple of {SIZE_STEP}.")
 
 
+def _check_resolutions(resolutions: tuple[int, ...], size_px: int | None) -> None:
+    """Raise SpecError unless each can be a size of photos, comes once, and the largest is ``size_px`` if given."""
+    for side in resolutions:
+        _between("resolutions", side, SIZE_STEP, 2048, "A resolution")
+        if side % SIZE_STEP:
+            raise SpecError("resolutions", f"A resolution is {side}; it must be a multiple of {SIZE_STEP}.")
+    if not resolutions or len(set(resolutions)) != len(resolutions):
+        raise SpecError("resolutions", "The resolutions must be at least one, and each of them once.")
+    if size_px not in (None, max(resolutions)):
+        raise SpecError(
+            "resolutions",
+            f"The size of the photos is {size_px}, but the largest resolution is {max(resolutions)}: give one of both.",
+        )
+
+
 @dataclass(frozen=True)
 class Spec:
     """Shared JSON round trip of all requests."""
@@ -62,7 +85,7 @@ class Spec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Rebuild from ``to_json``. Raises SpecError for an unknown field or a wrong value."""
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes a class for something without a hash
         for name in data:
             if name not in hints:
                 raise SpecError(name, f"“{name}” is not a setting of {cls.__name__}; remove it.")
@@ -70,6 +93,12 @@ class Spec:
             return cls(**{name: _as_declared(hints[name], value) for name, value in data.items()})
         except TypeError as error:
             raise SpecError("", f"{cls.__name__} cannot be read: {error}.") from error
+
+
+@cache
+def _hints(kind: type[Spec]) -> Mapping[str, Any]:
+    """Declared types of the fields. Kept, because reading them takes longer than all the rest of ``from_json``."""
+    return typing.get_type_hints(kind)
 
 
 def _as_declared(declared: Any, value: Any) -> Any:
@@ -91,6 +120,8 @@ class PrepareSpec(Spec):
     trigger: str | None = None
     class_word: str = "person"
     held_out: int | None = None  # photos kept back to measure likeness; None: 2 of ten or more, else 1, 0 below 5
+    captions: str | None = None  # one of CAPTIONS; None: "phrase", unless the recipe says otherwise
+    recipe: str | None = None  # id of the recipe that fills in what is None here; None: nothing is filled in
 
     def __post_init__(self) -> None:
         check_person(self.person)
@@ -99,6 +130,8 @@ class PrepareSpec(Spec):
         _between("held_out", self.held_out, 0, 50, "The number of held-out photos")
         if self.trigger is not None and not re.fullmatch(r"[A-Za-z0-9]{1,20}", self.trigger):
             raise SpecError("trigger", "The trigger word must be 1 to 20 letters or digits without spaces.")
+        if self.captions is not None and self.captions not in CAPTIONS:
+            raise SpecError("captions", f"There are no captions “{self.captions}”; choose {' or '.join(CAPTIONS)}.")
 
 
 @dataclass(frozen=True)
@@ -114,7 +147,7 @@ class TrainSpec(Spec):
     learning_rate: float | None = None
     batch_size: int | None = None
     gradient_accumulation: int | None = None
-    gradient_checkpointing: bool | None = None  # None: where the memory needs it
+    gradient_checkpointing: str | None = None  # one of CHECKPOINTING; None: the first for which the memory is enough
     min_snr_gamma: float | None = None
     caption_dropout: float | None = None
     prior_preservation: bool = False
@@ -126,6 +159,7 @@ class TrainSpec(Spec):
     optimizer: str | None = None  # one of OPTIMIZERS
     size_px: int | None = None  # side of the square photos are learned at; None: the base model's own
     recipe: str | None = None  # id of the recipe that fills in what is None here; None: "default"
+    resolutions: tuple[int, ...] | None = None  # several such sides: each photo at each; None: only at ``size_px``
 
     def __post_init__(self) -> None:
         check_person(self.person)
@@ -143,7 +177,22 @@ class TrainSpec(Spec):
         _between("sample_every", self.sample_every, 1, 100_000, "Steps between samples")
         if self.optimizer is not None and self.optimizer not in OPTIMIZERS:
             raise SpecError("optimizer", f"There is no optimizer “{self.optimizer}”; choose {' or '.join(OPTIMIZERS)}.")
+        if self.gradient_checkpointing is not None and self.gradient_checkpointing not in CHECKPOINTING:
+            raise SpecError(
+                "gradient_checkpointing",
+                f"“{self.gradient_checkpointing}” is no gradient checkpointing; choose {' or '.join(CHECKPOINTING)}.",
+            )
         _sides(self, "size_px", what="size of the photos")
+        if self.resolutions is not None:
+            _check_resolutions(self.resolutions, self.size_px)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """As of any request; gradient checkpointing was on or off before it had levels."""
+        data = dict(data)
+        if isinstance(data.get("gradient_checkpointing"), bool):
+            data["gradient_checkpointing"] = FULL if data["gradient_checkpointing"] else NONE
+        return super().from_json(data)
 
 
 @dataclass(frozen=True)
@@ -169,6 +218,8 @@ class GenerateSpec(Spec):
     refiner_switch: float | None = None  # "ensemble": share of the noise schedule after which the refiner takes over
     refiner_strength: float | None = None  # "img2img": share of the steps the refiner draws again
     recipe: str | None = None  # id of the recipe that fills in what is None here; None: "default"
+    speed: str = EXACT  # one of SPEEDS: "fast" leaves out what changes a picture little
+    guided_share: float | None = None  # of the steps, those steered by the guidance scale; None: as the speed says
 
     def __post_init__(self) -> None:
         check_person(self.person)
@@ -183,6 +234,9 @@ class GenerateSpec(Spec):
             raise SpecError("refine", f"“{self.refine}” is no way of refining; choose from {', '.join(REFINE_WAYS)}.")
         _between("refiner_switch", self.refiner_switch, 0.05, 0.95, "The moment the refiner takes over")
         _between("refiner_strength", self.refiner_strength, 0.01, 1, "The strength of refining")
+        if self.speed not in SPEEDS:
+            raise SpecError("speed", f"“{self.speed}” is no speed of drawing; choose {' or '.join(SPEEDS)}.")
+        _between("guided_share", self.guided_share, 0, 1, "The share of guided steps")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Everything made for a person, on disk: where it lies, and how it is written whole or not at all.
 
-    outputs/people/<name>/{photos,dataset,runs,headshots,restored,exports}
+    outputs/people/<name>/{photos,dataset,runs,headshots,prompts,restored,exports}
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import SpecError, StoreError
 from headshot_ui.specs import check_person
+from headshot_ui.wording import readable_bytes as readable_bytes  # also for those who know it from here
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
 PNG_KEY = "headshot_ui"
+#: A photograph of 1024 px takes 0.11 to 0.23 s and as many bytes, within 2 %, as with Pillow's usual 6, which takes
+#: 0.26 to 0.32 s; with 1 it would take 0.07 to 0.12 s and 15 % more bytes.
+PNG_EFFORT, PNG_LEAST_EFFORT = 4, 1
 TEMPORARY = ".tmp"
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -66,6 +70,9 @@ class Store:
 
     def headshots_dir(self, person: str) -> Path:
         return self.headshots_elsewhere or self.person_dir(person) / "headshots"
+
+    def prompts_dir(self, person: str) -> Path:
+        return self.person_dir(person) / "prompts"
 
     def restored_dir(self, person: str) -> Path:
         return self.person_dir(person) / "restored"
@@ -145,10 +152,11 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path} is damaged: remove it and make it again.") from error
 
 
-def save_png(path: Path, image: Image.Image, metadata: dict[str, Any]) -> None:
+def save_png(path: Path, image: Image.Image, metadata: dict[str, Any], effort: int = PNG_EFFORT) -> None:
     """Write a PNG whole or not at all with ``metadata`` as JSON in the text entry "headshot_ui" and nothing else.
 
-    Place, camera and colour profile that came with the picture are left out. Raises StoreError.
+    ``effort`` from 1 to 9 is how hard it is made small. Place, camera and colour profile that came with the picture
+    are left out. Raises StoreError.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -157,7 +165,7 @@ def save_png(path: Path, image: Image.Image, metadata: dict[str, Any]) -> None:
     text = PngInfo()
     text.add_itxt(PNG_KEY, json.dumps(metadata, ensure_ascii=False))
     with atomic_file(path) as temporary:
-        bare.save(temporary, format="PNG", pnginfo=text)
+        bare.save(temporary, format="PNG", pnginfo=text, compress_level=effort)
 
 
 def read_png_metadata(path: Path) -> dict[str, Any]:
@@ -201,14 +209,6 @@ def free_bytes(path: Path) -> int:
     if existing is None:
         raise StoreError(f"The disk of {path} is not there: connect it or choose another folder.")
     return shutil.disk_usage(existing).free
-
-
-def readable_bytes(count: int) -> str:
-    """ "512 bytes", "3.4 MB", "12.0 GB" (powers of 1024)."""
-    for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 24 * 3600) -> None:

@@ -15,6 +15,14 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def readable_bytes(count: int) -> str:
+    """ "512 bytes", "3.4 MB", "12.0 GB" (powers of 1024)."""
+    for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def listed(names: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
@@ -23,6 +31,11 @@ def listed(names: Sequence[str]) -> str:
 def how_to_get(entry_id: str) -> str:
     """How a model of the catalogue of downloads is got, within a sentence."""
     return f"get it under Models on the page or with “python3 app.py models get {entry_id}”"
+
+
+def licence_comes_with(title: str, licence: str) -> str:
+    """Of a LoRA: the base model it was trained on has a say in what may be done with it. "" where nothing is known."""
+    return f"The licence of “{title}” comes with it: {licence.rstrip('.')}." if licence else ""
 
 
 def place_in_line(place: int) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.amounts import Known, StagePlan
-from headshot_ui.errors import HeadshotError, MemoryBudgetError
-from headshot_ui.families import weight_places
+from headshot_ui.card_state import out_of_graphics_memory
+from headshot_ui.errors import HeadshotError, MemoryBudgetError, ModelError
+from headshot_ui.families import least_bytes, weight_places
+from headshot_ui.families.fits import COMPUTED_EACH_JOB, LeastBytes
 from headshot_ui.forecast import settled
 from headshot_ui.logs import is_out_of_memory
 from headshot_ui.memory import give_back
@@ -23,7 +26,8 @@ from headshot_ui.residency import ModelKey, Residency
 from headshot_ui.store import Store, readable_bytes
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo, LoadedBase, LoadedRefiner, RefinerInfo
+    from headshot_ui.dataset.types import Captioner
+    from headshot_ui.families.protocol import BaseInfo, LoadedBase, LoadedRefiner, RefinerInfo, Told
     from headshot_ui.jobs import Reporter
     from headshot_ui.likeness import Judge
     from headshot_ui.restoration.protocol import LoadedRestorer, Restorer
@@ -56,6 +60,7 @@ class Workshop:
         self.residency = Residency(settings)
         self._parts = parts
         self._peaks = peaks
+        self._getting_ready_s = 0.0  # of bases, since the present stage began
 
     @property
     def parts(self) -> Parts:
@@ -74,14 +79,25 @@ class Workshop:
         return self.parts.find_base(base_id, self.settings)
 
     # --- models -----------------------------------------------------------------------------------
-    def loaded(self, info: BaseInfo) -> AbstractContextManager[LoadedBase]:
-        """The base model; it stays for the next job."""
+    @contextmanager
+    def loaded(self, info: BaseInfo, report: Reporter | None = None) -> Iterator[LoadedBase]:
+        """The base model; it stays for the next job. ``report`` hears what ``LoadedBase.report_to`` tells meanwhile."""
         others = (base_key(other) for other in self.parts.all_bases(self.settings) if other.id != info.id)
-        return self.residency.use(base_key(info), lambda: self.parts.load_base(info, self.settings), others)
+        with self.residency.use(base_key(info), lambda: self.parts.load_base(info, self.settings), others) as loaded:
+            getting_ready = GettingReady(report)
+            loaded.report_to(getting_ready)
+            try:
+                yield loaded
+            finally:
+                loaded.report_to(None)
+                self._getting_ready_s += getting_ready.seconds
 
     def open_refiner(self, info: RefinerInfo) -> AbstractContextManager[LoadedRefiner]:
-        key = ModelKey("refiner", info.id, info.title, weight_places(info), repr(info))
-        return self.residency.use(key, lambda: self.parts.load_refiner(info, self.settings))
+        return self.residency.use(refiner_key(info), lambda: self.parts.load_refiner(info, self.settings))
+
+    def expect_refiner(self, info: RefinerInfo) -> None:
+        """It is opened next; see ``Residency.expect``."""
+        self.residency.expect(refiner_key(info), frozenset({"denoiser"}))
 
     def detector(self, info: BaseInfo) -> AbstractContextManager[Any]:
         """The face detector for this base's pictures."""
@@ -127,6 +143,12 @@ class Workshop:
             _log.warning("Photos are not compared: %s", error)
             return None
 
+    def captioner(self, info: BaseInfo) -> Callable[[], AbstractContextManager[Captioner]]:
+        """Opens the captioner for this base's photos, which loads when it is called. Raises ModelError, at once."""
+        loader = self.parts.find_captioner(self.settings, info)
+        key = ModelKey("captioner", loader.id, loader.title, loader.weights(self.settings))
+        return lambda: self.residency.use(key, lambda: loader.load(self.settings))
+
     # --- likeness ---------------------------------------------------------------------------------
     @contextmanager
     def judge(self, info: BaseInfo, person: str, job: JobContext, detector: Any = None) -> Iterator[Judge | None]:
@@ -154,6 +176,7 @@ class Workshop:
 
         Where memory runs out all models are dropped, and MemoryBudgetError says what was being done and ``advice``.
         """
+        self._getting_ready_s = 0.0
         try:
             with job.meter.stage(plan.name):
                 yield
@@ -162,13 +185,13 @@ class Workshop:
                 raise
             self._make_room_after(error)
             raise MemoryBudgetError(self._ran_out(doing, advice)) from error
-        used = job.meter.stages[-1]
+        used, first_s = job.meter.stages[-1], self._getting_ready_s
         settings = self.settings
         self._peaks.record(
             plan.model,
             Measured(
-                plan.name, used.seconds, used.peak_ram_bytes, used.peak_vram_bytes,
-                plan.size, settings.device, settings.dtype, plan.units,
+                plan.name, max(0.0, used.seconds - first_s), used.peak_ram_bytes, used.peak_vram_bytes,
+                plan.size, settings.device, settings.dtype, plan.units, first_s,
             ),
         )  # fmt: skip
 
@@ -184,12 +207,42 @@ class Workshop:
             kind = "memory of this computer"
         else:
             kind = "graphics memory" + (f" that may be used ({readable_bytes(limit)})" if limit else "")
-        return f"The {kind} ran out while {doing}; what was finished before is kept. {advice}"
+        held = out_of_graphics_memory() if self.settings.device == "cuda" else ""
+        return f"The {kind} ran out while {doing}; what was finished before is kept. {advice}" + (
+            f" {held}" if held else ""
+        )
+
+
+class GettingReady:
+    """Passes on what a base tells of reading its weights and making them fit, and counts the seconds of it.
+
+    Those between two reports of one stage count; every stage tells its end too. What comes in each job does not count.
+    """
+
+    def __init__(self, report: Told | None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds = 0.0
+        self._report, self._clock = report, clock
+        self._last: tuple[str, float] = "", 0.0
+
+    def __call__(self, stage: str, step: int, total: int) -> None:
+        now = self._clock()
+        if step > 0 and stage == self._last[0] != COMPUTED_EACH_JOB:
+            self.seconds += now - self._last[1]
+        self._last = stage, now
+        if self._report is not None:
+            self._report(stage, step, total)
 
 
 def base_key(info: BaseInfo) -> ModelKey:
     """A base model whose ``base.json`` was changed is another one."""
-    return ModelKey("base", info.id, info.title, weight_places(info), repr(info))
+    least: tuple[tuple[str, LeastBytes], ...] = ()
+    with suppress(ModelError):  # what is damaged is told when it is loaded
+        least = tuple(sorted(least_bytes(info).items()))
+    return ModelKey("base", info.id, info.title, weight_places(info), repr(info), least)
+
+
+def refiner_key(info: RefinerInfo) -> ModelKey:
+    return ModelKey("refiner", info.id, info.title, weight_places(info), repr(info))
 
 
 class SharedParts:

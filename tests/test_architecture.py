@@ -20,17 +20,28 @@ PACKAGE = "headshot_ui"
 #: below it. What is not listed fails the test: a new module must be given its place here.
 LAYERS = {
     "errors": 0,
+    "collecting": 0,
+    "reading_ahead": 0,
     "specs": 0,
     "settings": 0,
     "jobs": 0,
     "meter": 0,
     "wording": 0,
+    "gguf_files": 0,
+    "bfloat16": 0,
+    "graphics": 0,
+    "card_words": 0,
     "dataset.types": 0,
+    "families.fits": 0,
     "families.protocol": 0,
+    "families.requests": 0,
     "restoration.protocol": 0,
     "logs": 1,
     "memory": 1,
+    "capture": 1,
+    "card_state": 1,
     "swapping": 1,
+    "pinned": 1,
     "peaks": 1,
     "lock": 1,
     "stars": 1,
@@ -40,23 +51,29 @@ LAYERS = {
     "recipes": 1,
     "families": 2,
     "recognisers": 2,
+    "captioners": 2,
     "residency": 2,
     "likeness": 2,
     "dataset": 3,
     "doctor": 3,
+    "usual_base": 3,
     "training": 3,
     "generation": 3,
     "restoration": 3,
     "export": 3,
     "downloads": 3,
     "parts": 4,
+    "made_to_fit": 4,
+    "own_models": 4,
     "amounts": 4,
+    "base_bytes": 4,
     "forecast": 4,
     "workshop": 4,
     "engine_runners": 4,
     "engine": 4,
     "sheet": 4,
     "prove": 4,
+    "bench": 4,
     "commands": 5,
     "cli": 5,
     "ui": 5,
@@ -64,8 +81,9 @@ LAYERS = {
 }
 #: Narrower than the layers: these know nothing of jobs, people and output folders.
 FORBIDDEN = {
-    "families": ("jobs", "runs", "residency", "recognisers", "likeness", "recipes"),
+    "families": ("jobs", "runs", "residency", "recognisers", "likeness", "recipes", "capture"),
     "recognisers": ("jobs", "runs", "residency", "families"),
+    "captioners": ("jobs", "runs", "residency", "families", "recognisers"),
     "likeness": ("jobs", "runs", "residency"),
     "residency": ("jobs", "runs", "families", "recognisers", "likeness"),
     "dataset": ("training", "generation", "restoration"),
@@ -78,12 +96,13 @@ FORBIDDEN = {
 #: The face of a forbidden package that may be known all the same.
 BUT = {
     "recognisers": ("families.protocol",),
-    "residency": ("families.protocol",),
+    "captioners": ("families.protocol",),
+    "residency": ("families.fits", "families.protocol"),
     "ui": ("families", "families.protocol", "training.plan"),
 }
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "facexlib", "spandrel", "cv2"}
 #: Imported only inside functions themselves, so they may import torch at their top.
-LATE = ("families", "training", "recognisers", "restoration.demo_net")
+LATE = ("families", "training", "recognisers", "restoration.demo_net", "bench.swap_pictures")
 
 
 def modules() -> dict[str, Path]:
@@ -95,7 +114,13 @@ def modules() -> dict[str, Path]:
     return found
 
 
+def within(name: str, place: str) -> bool:
+    return name == place or name.startswith(f"{place}.")
+
+
 MODULES = modules()
+#: Modules with a ``FAMILY``, by which discovery knows them.
+FAMILIES = {name for name in MODULES if within(name, "families") and "\nFAMILY = " in MODULES[name].read_text("utf-8")}
 
 
 def imports(name: str) -> Iterator[tuple[str, bool]]:
@@ -128,10 +153,6 @@ def inner_imports(name: str) -> Iterator[str]:
     for imported, _ in imports(name):
         if imported.startswith(f"{PACKAGE}."):
             yield imported.removeprefix(f"{PACKAGE}.")
-
-
-def within(name: str, place: str) -> bool:
-    return name == place or name.startswith(f"{place}.")
 
 
 def place_of(name: str) -> str | None:
@@ -171,6 +192,30 @@ def test_the_check_itself_finds_wrong_arrows() -> None:
         assert wrong_arrows(name, [other]), f"{name} → {other} went unnoticed"
 
 
+def family_of(name: str) -> str | None:
+    """The family a module belongs to, as its file or in its parts; None for what families share and all else."""
+    return next((one for one in FAMILIES if within(name, one) or within(name, f"{one}_parts")), None)
+
+
+def strange_families(name: str, imported: list[str]) -> list[str]:
+    """What a module of ``families`` imports of a family that is not its own."""
+    return [other for other in imported if family_of(other) not in (None, family_of(name))]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if within(name, "families")))
+def test_no_family_needs_another(name: str) -> None:
+    """What two need lies in ``shared_parts`` or ``lora_parts``, which know none of them."""
+    assert strange_families(name, list(inner_imports(name))) == []
+
+
+def test_families_are_told_apart() -> None:
+    assert {"families.flux", "families.sdxl"} <= FAMILIES
+    own = ["families.flux_parts.files", "families.shared_parts.load", "memory"]
+    assert strange_families("families.flux_parts.lora", own) == []
+    for name in ("families.flux", "families.flux_parts.lora", "families.shared_parts.load", "families.shelf"):
+        assert strange_families(name, ["families.sdxl_parts.load"]), f"{name} → SDXL went unnoticed"
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_only_the_ui_knows_gradio(name: str) -> None:
     if not within(name, "ui"):
@@ -206,8 +251,16 @@ def test_starting_the_commands_loads_neither_models_nor_the_page() -> None:
     assert loaded_by(light) & (HEAVY | {"gradio"}) == set()
 
 
-def test_loading_the_page_loads_no_torch() -> None:
-    assert loaded_by(import_all("ui")) & HEAVY == set()
+def test_the_page_answers_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = import_all("ui") + (
+        f"\nimport urllib.request; from {PACKAGE}.engine import Engine; from {PACKAGE}.settings import Settings"
+        f"\nfrom {PACKAGE}.ui.serve import launch"
+        f"\nsettings = Settings.from_environment(outputs_dir={str(tmp_path / 'outputs')!r}, environment={{}})"
+        "\nengine = Engine(settings); page, address = launch(engine, settings, '127.0.0.1', None)"
+        "\nassert b'gradio-app' in urllib.request.urlopen(address).read()"
+        "\npage.close(verbose=False); engine.close()"
+    )
+    assert loaded_by(code) & HEAVY == set()
 
 
 def test_looking_for_base_models_loads_no_torch() -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headshot_ui.commands.base_option import DEMO_BASE
 from headshot_ui.commands.job_runner import Context, run_alone
 from headshot_ui.commands.output import print_json, print_table
 from headshot_ui.commands.progress import format_seconds
-from headshot_ui.commands.spec_options import DEFAULT_BASE
 from headshot_ui.errors import ModelError
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
 from headshot_ui.store import Store, new_folder, readable_bytes
@@ -54,7 +54,7 @@ class MeasuredLikeness:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", default=DEFAULT_BASE, metavar="TEXT", help=f"base model (default: {DEFAULT_BASE})")
+    parser.add_argument("--base", default=DEMO_BASE, metavar="TEXT", help=f"base model (default: {DEMO_BASE})")
     parser.add_argument("--person", default=PERSON, metavar="TEXT", help=f"folder name to use (default: {PERSON})")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same training and pictures")
 

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headshot_ui.commands.base_option import Unnamed, name_base
 from headshot_ui.commands.export import export_lines
 from headshot_ui.commands.generate import picture_lines
 from headshot_ui.commands.job_runner import Context, run_alone, telling_how_to_go_on
 from headshot_ui.commands.output import print_json, to_plain
 from headshot_ui.commands.prepare import dataset_lines
 from headshot_ui.commands.restore import restored_lines
-from headshot_ui.commands.spec_options import DEFAULT_BASE, HELP, add_spec_options, build_spec
+from headshot_ui.commands.spec_options import HELP, add_spec_options, build_spec
 from headshot_ui.errors import HeadshotError
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
 
@@ -37,7 +38,7 @@ _GENERATE_NAMES = {"steps": "sampling_steps"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", help=HELP[PrepareSpec]["photos"])
-    add_spec_options(parser, PrepareSpec, skip=frozenset({"photos"}), defaults={"base": DEFAULT_BASE})
+    add_spec_options(parser, PrepareSpec, skip=frozenset({"photos", "recipe"}), defaults={"base": Unnamed()})
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same training and pictures")
     parser.add_argument("--recipe", metavar="TEXT", help=HELP[TrainSpec]["recipe"])
     add_spec_options(parser.add_argument_group("training"), TrainSpec, _SHARED | {"run"}, _TRAIN_NAMES)
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    name_base(args, context)
     spec = HeadshotsSpec(
         build_spec(PrepareSpec, args),
         build_spec(TrainSpec, args, _TRAIN_NAMES),

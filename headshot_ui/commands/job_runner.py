@@ -14,9 +14,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
+from headshot_ui.card_state import unused_card
+from headshot_ui.card_words import MEANWHILE
 from headshot_ui.commands.output import print_json, progress_stream
 from headshot_ui.commands.progress import ProgressPrinter
-from headshot_ui.commands.spec_options import DEFAULT_BASE
 from headshot_ui.errors import Cancelled, HeadshotError
 from headshot_ui.forecast import forecast_lines
 from headshot_ui.lock import hold
@@ -80,6 +81,8 @@ def run_alone(context: Context, spec: Spec) -> Any:
     with alone, context.engine() as engine:
         if isinstance(spec, LONG):
             _tell_plan(context, engine, spec)
+        elif not isinstance(spec, WITHOUT_DEVICE):
+            _tell_of_card(context)
         return run_job(engine, spec, context.progress_stream)
 
 
@@ -98,6 +101,13 @@ def _tell_plan(context: Context, engine: Engine, spec: Spec) -> None:
             print(line, file=context.progress_stream, flush=True)
 
 
+def _tell_of_card(context: Context) -> None:
+    """What the plan of a long job says too: a graphics card that is there and not used."""
+    unused = unused_card(context.settings)
+    if unused:
+        print(f"{unused} {MEANWHILE}", file=context.progress_stream, flush=True)
+
+
 @contextmanager
 def telling_how_to_go_on(context: Context, person: str) -> Iterator[None]:
     """When training breaks off within the block, say on standard error how to continue it from its checkpoint."""
@@ -107,8 +117,7 @@ def telling_how_to_go_on(context: Context, person: str) -> Iterator[None]:
     except (Cancelled, HeadshotError):
         run = _broken_off(Store(context.settings), person, began)
         if run is not None:
-            base = "" if run.spec.base == DEFAULT_BASE else f" --base {run.spec.base}"
-            command = f"train --person {person}{base} --run {run.name}{_places(context.settings)}"
+            command = f"train --person {person} --run {run.name}{_places(context.settings)}"
             print(f"{run.step} of {run.total} steps are kept; go on with: {command}", file=sys.stderr, flush=True)
         raise
 

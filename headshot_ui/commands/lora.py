@@ -10,6 +10,7 @@ from headshot_ui.commands.job_runner import Context
 from headshot_ui.commands.known_people import check_known
 from headshot_ui.commands.output import print_json
 from headshot_ui.store import Store, readable_bytes
+from headshot_ui.wording import licence_comes_with
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import LoraFacts
@@ -30,6 +31,7 @@ _SAID = (
     ("Steps", ("steps", "ss_steps")),
     ("Date", ("date", "modelspec.date")),
     ("Made with", ("program",)),
+    ("Licence", ("licence", "modelspec.license")),
 )
 _LINE_MOST = 120
 
@@ -69,6 +71,7 @@ def _export(args: argparse.Namespace, context: Context) -> int:
     there = "is there already, with the same content" if made.was_there else "is written"
     print(f"{made.path} {there} ({readable_bytes(made.bytes)}), for {made.takers}.")
     print(f"Trigger word: {made.trigger or 'unknown'}; {made.steps} steps on “{made.base}”.")
+    print("\n".join(filter(None, [*made.where, licence_comes_with(made.base_title, made.licence)])))
     return 0
 
 
@@ -99,9 +102,9 @@ def _lines(path: Path, facts: LoraFacts) -> list[str]:
     mostly = "" if facts.one_rank else " (of most layers)"
     layers = ", ".join(f"{count} in the {part}" for part, count in facts.modules.items())
     lines = [
-        f"{path.name}: a LoRA of the family {facts.family}, in {facts.layout}'s layout, {facts.dtype}",
+        f"{path.name}: a {facts.kind} of the family {facts.family}, in {facts.layout}'s layout, {facts.dtype}",
         f"  Layers        {layers}",
-        f"  Rank          {facts.rank}, alpha {alpha}{mostly}",
+        f"  Rank          {f'{facts.rank}, alpha {alpha}{mostly}' if facts.rank else 'none: whole matrices'}",
     ]
     for title, names in _SAID:
         text = next((facts.header[name] for name in names if facts.header.get(name)), "")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from getpass import getpass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from headshot_ui.commands.job_runner import Context, run_alone
-from headshot_ui.commands.licences import accept_licence
+from headshot_ui.commands.licences import show_and_accept
 from headshot_ui.commands.output import print_json, print_table
 from headshot_ui.commands.shared_options import shared_options
 from headshot_ui.errors import SpecError
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
 NAME = "models"
-SUMMARY = "list, download, check or remove the models of photographs"
+SUMMARY = "list, download, check or remove the models of photographs; log in where they ask for an account"
 EXAMPLES = """examples:
   models list                                     what there is: size, licence, source, what is here
   models get sdxl arcface retinaface              download; goes on where it stopped, checks every byte
   models get codeformer --accept-licence          accepts a licence that asks for it, once
+  models login                                    asks for a token of Hugging Face, for models that need an account
+  models get flux-dev --accept-licence            FLUX.1 [dev], for an account that accepted its terms
   models verify                                   read everything that is here and name what is damaged
   models remove sdxl-refiner --yes
 
@@ -45,7 +49,9 @@ _ACTIONS: dict[str, tuple[str, str]] = {
     "get": ("download models, or what is missing or damaged of them", "models get sdxl sdxl-refiner"),
     "verify": ("read every byte of what is here and name what is damaged", "models verify sdxl"),
     "remove": ("remove downloaded models; what was put there by hand stays", "models remove sdxl --yes"),
+    "login": ("give Hugging Face's own store a token, typed unseen or on standard input", "models login"),
 }
+_NAMING_NONE = ("list", "login")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         one.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object as the last line"
         )
-        if name != "list":
+        if name not in _NAMING_NONE:
             nargs = "*" if name == "verify" else "+"
             rest = " (default: all that are here)" if name == "verify" else ""
             one.add_argument(
@@ -79,10 +85,13 @@ def run(args: argparse.Namespace, context: Context) -> int:
 def _list(args: argparse.Namespace, context: Context) -> int:
     from headshot_ui.downloads.catalogue import load_catalogue
     from headshot_ui.downloads.states import entry_state
+    from headshot_ui.own_models import own_models
 
     rows = [(entry, entry_state(entry, context.settings)) for entry in load_catalogue().values()]
+    own = own_models(context.settings)
     if context.as_json:
-        print_json({"folder": context.settings.models_dir, "models": [_plain(entry, state) for entry, state in rows]})
+        models = [_plain(entry, state) for entry, state in rows]
+        print_json({"folder": context.settings.models_dir, "models": models, "own": own})
         return 0
     table = [(entry.id, state.size_words, STATE_WORDS[state.state]) for entry, state in rows]
     print_table([("id", "size", "state"), *table])
@@ -92,6 +101,11 @@ def _list(args: argparse.Namespace, context: Context) -> int:
         print(f"  Source: {entry.source.page}")
         if state.detail:
             print(f"  {state.detail}")
+    if own:
+        print("\nPut there by hand:")
+    for model in own:
+        print(f"\n{model.id}: {model.problem or f'{model.title}. {model.note}'}")
+        print(f"  {model.path}")
     print(f"\nThe folder is {context.settings.models_dir}. To get one: python3 app.py models get ID")
     return 0
 
@@ -115,14 +129,16 @@ def _get(args: argparse.Namespace, context: Context) -> int:
 
 def _licences(entries: Sequence[Entry], context: Context, accept: bool) -> None:
     """Ask for what has to be accepted, or accept it. Raises ModelError when it is not accepted."""
-    from headshot_ui.downloads.runner import check_licence
-    from headshot_ui.restoration import licence
+    from headshot_ui.downloads import licences
 
     for entry in entries:
-        if not entry.non_commercial or licence.accepted(context.settings, entry.id):
+        if licences.accepted(entry, context.settings):
             continue
-        accept_licence(entry.id, context, lambda: accept or _agreed("Accept this licence? [y/N] ", context))
-        check_licence(entry, context.settings)
+        show_and_accept(
+            entry.id, licences.terms(entry), partial(licences.accept, entry, context.settings), context,
+            lambda: accept or _agreed("Accept this licence? [y/N] ", context),
+        )  # fmt: skip
+        licences.check(entry, context.settings)
 
 
 def _verify(args: argparse.Namespace, context: Context) -> int:
@@ -157,7 +173,7 @@ def got_lines(got: GotEntry) -> Sequence[str]:
     if got.already:
         return [f"{got.id}: everything is here already ({readable_bytes(got.state.total_bytes)})."]
     parts = [f"{readable_bytes(got.fetched_bytes)} downloaded"] if got.fetched_bytes else []
-    parts += [f"{readable_bytes(got.cached_bytes)} from the hub's cache"] if got.cached_bytes else []
+    parts += [f"{readable_bytes(got.cached_bytes)} were on this computer"] if got.cached_bytes else []
     first = f"{got.id}: complete ({', '.join(parts) or 'what was here was checked'})."
     return [first, *(f"  {words}: {count} file{'s' * (count != 1)}" for words, count in _counted(got).items())]
 
@@ -204,6 +220,24 @@ def removed_lines(removed: Removed) -> Sequence[str]:
     return [first, *(f"  {path} was put there by hand and stays." for path in removed.kept)]
 
 
+# --- login ------------------------------------------------------------------------------------------
+def _login(args: argparse.Namespace, context: Context) -> int:
+    """The token is never an argument: others see those in the list of programs, and shells remember them."""
+    from headshot_ui.downloads.access import TOKENS_PAGE, log_in
+
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(f"A token is made at {TOKENS_PAGE}; it needs to read only.", file=context.progress_stream)
+        token = getpass("Token (it is not shown): ", stream=context.progress_stream)
+    else:
+        token = "" if sys.stdin is None else sys.stdin.readline()
+    told = log_in(token)
+    if context.as_json:
+        print_json({"logged_in": True})
+    else:
+        print(told)
+    return 0
+
+
 def _there(entry: Entry, settings: Settings) -> int:
     from headshot_ui.downloads.states import entry_state
 
@@ -227,5 +261,5 @@ def _agreed(question: str, context: Context) -> bool:
 
 
 _RUN: dict[str, Callable[[argparse.Namespace, Context], int]] = {
-    "list": _list, "get": _get, "verify": _verify, "remove": _remove,
+    "list": _list, "get": _get, "verify": _verify, "remove": _remove, "login": _login,
 }  # fmt: skip

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from headshot_ui.card_state import unused_card
+from headshot_ui.card_words import MEANWHILE
 from headshot_ui.commands.job_runner import Context
 from headshot_ui.lock import PAGE, check_free, hold
 
@@ -52,6 +54,9 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if wish.user:
         credentials = Credentials(wish.user, ask_password(check=lambda password: Credentials(wish.user, password)))
     print("Starting the page …", flush=True)
+    unused = unused_card(context.settings)
+    if unused:
+        print(f"{unused} {MEANWHILE}", flush=True)
     from headshot_ui.ui.serve import serve
 
     with hold(context.settings.outputs_dir, PAGE) as note, context.engine() as engine:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headshot_ui.commands.base_option import Unnamed, name_base
 from headshot_ui.commands.job_runner import Context, run_alone
 from headshot_ui.commands.output import print_json, to_plain
-from headshot_ui.commands.spec_options import DEFAULT_BASE, HELP, add_spec_options, build_spec
+from headshot_ui.commands.spec_options import HELP, add_spec_options, build_spec
 from headshot_ui.errors import SpecError
 from headshot_ui.specs import PrepareSpec
 from headshot_ui.store import Store
@@ -29,7 +30,7 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     photos = HELP[PrepareSpec]["photos"] + " (with --zip: none takes what was prepared before)"
     parser.add_argument("photos", nargs="*", metavar="PHOTOS", help=photos)
-    add_spec_options(parser, PrepareSpec, skip=frozenset({"photos"}), defaults={"base": DEFAULT_BASE})
+    add_spec_options(parser, PrepareSpec, skip=frozenset({"photos"}), defaults={"base": Unnamed()})
     parser.add_argument("--zip", metavar="FILE", help="also write pictures and captions as a .zip for other programs")
 
 
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if archive is not None and not args.photos:
         dataset = _prepared_before(args.person, context)
     else:
+        name_base(args, context)
         dataset = run_alone(context, build_spec(PrepareSpec, args))
     if archive is not None:
         from headshot_ui.dataset.saved import export_zip

@@ -13,14 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from headshot_ui.commands.base_option import DEMO_BASE
 from headshot_ui.commands.job_runner import Context, PlanShown, follow_job, show_plan
 from headshot_ui.commands.licences import accept_licence
 from headshot_ui.commands.output import print_json
-from headshot_ui.commands.spec_options import DEFAULT_BASE
 from headshot_ui.errors import SpecError
 from headshot_ui.forecast import forecast_lines
 from headshot_ui.lock import hold
-from headshot_ui.store import check_free_space, told_plainly
+from headshot_ui.store import readable_bytes, told_plainly
 from headshot_ui.wording import format_seconds
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   prove --base sdxl              on the full-size models, about ten minutes on a graphics card
   prove --base sdxl --photos ~/Pictures/me
   prove --random-weights         full-size models of random weights: needs no download but 12 GB of disk
+  prove --base random-flux       the same of FLUX.1-dev: 34 GB of disk
 
 Nothing of a person stays: pictures, LoRA and prepared photos are removed at the end (--keep keeps them). The report
 holds figures only and can be attached to an issue. The exit code is 0 only if no check failed."""
@@ -52,14 +53,15 @@ class _Place:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", default=None, metavar="ID", help=f"base model to try (default: {DEFAULT_BASE})")
+    parser.add_argument("--base", default=None, metavar="ID", help=f"base model to try (default: {DEMO_BASE})")
     parser.add_argument(
         "--photos", nargs="+", default=[], metavar="PHOTOS",
         help="photos, folders or .zip archives of one person (default: the bundled ones of a drawn person)",
     )  # fmt: skip
     parser.add_argument(
         "--random-weights", nargs="?", const="full", choices=("full", "tiny"), default=None, metavar="SIZE",
-        help="make base, refiner and CodeFormer with random weights and try those: full (the default) or tiny",
+        help="make base, refiner and CodeFormer with random weights and try those: full (the default) or tiny; with "
+        "--base another set (examples below)",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=None, metavar="N", help="training steps (default: by the device)")
     parser.add_argument("--report", type=Path, default=None, metavar="FILE", help="where the report goes (.md)")
@@ -75,11 +77,12 @@ def run(args: argparse.Namespace, context: Context) -> int:
         accept_licence(args.accept_licence, context)
     outputs = context.settings.outputs_dir
     with hold(outputs, NAME), _place(context.settings, args.keep, context.progress_stream) as place:
-        if args.random_weights:
-            place = replace(place, settings=_random_models(place, args.random_weights, context))
+        base, size = _chosen(args)
+        if size:
+            place = replace(place, settings=_random_models(place, base, size, context))
         engine = context.make_engine(place.settings)
         try:
-            info, plan = _planned(args, context, engine)
+            info, plan = _planned(args, base, size, context, engine)
             proof = _prove(engine, plan, context.progress_stream)
         finally:
             engine.close()
@@ -88,10 +91,23 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises SpecError for options that cannot be meant."""
-    if args.random_weights and args.base is not None:
-        raise SpecError("base", "--random-weights makes its own base model: leave --base out.")
+    from headshot_ui.prove.random_sets import all_sets
+
+    if args.random_weights and args.base is not None and args.base not in all_sets():
+        known = " or ".join(f"“{base}”" for base in sorted(all_sets()))
+        raise SpecError("base", f"--random-weights makes its own base model: leave --base out, or choose {known}.")
     if args.steps is not None and args.steps < 1:
         raise SpecError("steps", f"The number of steps is {args.steps}; it must be 1 or more.")
+
+
+def _chosen(args: argparse.Namespace) -> tuple[str, str]:
+    """(base model, size of the random weights that are made for it; "" for a model that is there)."""
+    from headshot_ui.prove.random_models import BASE_ID
+    from headshot_ui.prove.random_sets import all_sets
+
+    if args.random_weights or args.base in all_sets():
+        return args.base or BASE_ID, args.random_weights or "full"
+    return args.base or DEMO_BASE, ""
 
 
 @contextmanager
@@ -115,39 +131,49 @@ def _place(settings: Settings, keep: bool, stream: TextIO) -> Iterator[_Place]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _random_models(place: _Place, size: str, context: Context) -> Settings:
-    """Settings whose models folder has random base and refiner beside what else is there. Raises StoreError."""
-    from headshot_ui.prove.random_models import FULL_BYTES, linked_models, make_random_models
+def _random_models(place: _Place, base: str, size: str, context: Context) -> Settings:
+    """Settings whose models folder has random models beside what else is there. Raises StoreError, ModelError."""
+    from headshot_ui.prove.random_parts import OUTLINE
+    from headshot_ui.prove.random_sets import all_sets, linked_models
 
+    made, models = all_sets()[base], place.folder / "models"
+    settings = replace(place.settings, models_dir=models)
+    if context.plan_only:  # sizes are all that a plan asks of weights
+        linked_models(context.settings.models_dir, models, made.replaces)
+        made.make(models, size, OUTLINE, lambda _: None)
+        return settings
     if size == "full":
-        check_free_space(place.folder, FULL_BYTES)
-    if context.plan_only:
-        raise SpecError("plan", "--plan cannot tell about random weights before they are made: leave one of them out.")
-    models = place.folder / "models"
-    linked_models(context.settings.models_dir, models)
+        made.check_room(place.folder, settings)
+    linked_models(context.settings.models_dir, models, made.replaces)
     began = time.monotonic()
 
     def tell(what: str) -> None:
         print(f"Making random weights: {what}", file=context.progress_stream, flush=True)
 
-    make_random_models(models, size, device=context.settings.device, told=tell)
+    made.make(models, size, context.settings.device, tell)
     print(f"Random weights made in {format_seconds(time.monotonic() - began)}.", file=context.progress_stream)
-    return replace(place.settings, models_dir=models)
+    return settings
 
 
-def _planned(args: argparse.Namespace, context: Context, engine: Engine) -> tuple[BaseInfo, ProvePlan]:
+def _planned(
+    args: argparse.Namespace, base: str, size: str, context: Context, engine: Engine
+) -> tuple[BaseInfo, ProvePlan]:
     """What will be tried, told before it begins. Raises PlanShown after ``--plan``, ModelError, SpecError."""
     from headshot_ui import families
     from headshot_ui.prove.plan import forecast_of, plan_proof
-    from headshot_ui.prove.random_models import BASE_ID
+    from headshot_ui.prove.random_sets import all_sets
 
-    base = BASE_ID if args.random_weights else args.base or DEFAULT_BASE
     info = families.find_base(base, engine.settings)
     plan = plan_proof(info, args.photos, args.steps, engine.settings)
     forecast = forecast_of(plan, info, engine)
     if context.plan_only:
         if forecast is not None:
             show_plan(context, forecast)
+        if size == "full":
+            print(
+                f"The random weights take {readable_bytes(all_sets()[base].full_bytes)} of the disk meanwhile.",
+                file=context.progress_stream,
+            )
         raise PlanShown
     amounts, stream = plan.amounts, context.progress_stream
     print(
@@ -174,13 +200,13 @@ def _end(
 ) -> int:
     """Write the report, keep the peaks for plans to come, and tell. The exit code."""
     from headshot_ui.peaks import Peaks
-    from headshot_ui.prove.random_models import RANDOM_IDS
+    from headshot_ui.prove.random_sets import random_ids
     from headshot_ui.prove.report import machine, write_report
 
     outputs = context.settings.outputs_dir
     path = (args.report or outputs / f"prove-{_now()}.md").expanduser().absolute()
     path, beside = write_report(path, proof, plan, info, machine(place.settings), (context.settings, place.settings))
-    stored = Peaks(outputs).take_over(Peaks(place.settings.outputs_dir), skip=RANDOM_IDS)
+    stored = Peaks(outputs).take_over(Peaks(place.settings.outputs_dir), skip=random_ids())
     if context.as_json:
         print_json(_told(proof, path, beside, stored))
     else:

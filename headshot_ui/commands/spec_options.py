@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from headshot_ui.commands.base_option import Unnamed
 from headshot_ui.specs import (
     TRAIN_USUAL,
     DownloadSpec,
@@ -21,9 +22,6 @@ from headshot_ui.specs import (
     TrainSpec,
 )
 
-#: Without --base; the demo model ships with the program, so it is always there.
-DEFAULT_BASE = "demo-sdxl"
-
 SpecType = TypeVar("SpecType", bound=Spec)
 
 #: Help of every field, for people. A test fails when a field has none.
@@ -35,6 +33,9 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "trigger": "word that will stand for this person in prompts (default: the base model's own)",
         "class_word": "plain noun for the person",
         "held_out": "photos kept out of training to measure likeness (default: 2 of ten or more, else 1, 0 below 5)",
+        "captions": "phrase: a fixed phrase and what is measured (default); automatic: each photo is described, never "
+        "the face (needs florence-2: see “models list”)",
+        "recipe": "recipe whose captions and trigger word are taken where you set none, such as flux-original",
     },
     TrainSpec: {
         "person": "name of the person whose prepared photos are learned",
@@ -46,7 +47,7 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "learning_rate": "how far each step goes",
         "batch_size": "photos per step",
         "gradient_accumulation": "batches added up before each step: a larger batch in the same memory",
-        "gradient_checkpointing": "use less memory and more time (default: where the memory needs it)",
+        "gradient_checkpointing": "none, partial or full: less memory and more time (default: as the memory needs)",
         "min_snr_gamma": "cap on the weight of nearly noiseless steps",
         "caption_dropout": "share of steps trained without a caption",
         "prior_preservation": "also train on generated pictures of other people, against forgetting them",
@@ -57,7 +58,8 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "sample_every": "steps between two sample pictures",
         "optimizer": "adamw, or adamw8bit: the same in less graphics memory (32 bit where that cannot be used)",
         "size_px": "side of the square photos are learned at, a multiple of 64: smaller is faster and less sharp",
-        "recipe": "settings that belong together, for all that you do not set: default, original, quick or your own",
+        "recipe": "settings that belong together where you set none: default, original, quick, flux-original, your own",
+        "resolutions": "several such sizes, such as 512 768 1024: each photo is learned at each of them",
     },
     GenerateSpec: {
         "person": "name of the person",
@@ -78,7 +80,9 @@ HELP: dict[type[Spec], dict[str, str]] = {
         "refiner": "id of the refiner (default: the first one made for the base model)",
         "refiner_switch": "ensemble: share of the noise schedule after which the refiner takes over, 0.05 to 0.95",
         "refiner_strength": "img2img: share of the steps that the refiner draws again, 0.01 to 1",
-        "recipe": "settings that belong together, for all that you do not set: default, original, quick or your own",
+        "speed": "exact, or fast: guidance ends before the picture does, which changes fine detail a little",
+        "guided_share": "share of the steps that are guided, 0 to 1 (default: 1 for exact, 0.6 for fast)",
+        "recipe": "settings that belong together where you set none: default, original, quick, flux-original, your own",
     },
     ExportSpec: {
         "person": "name of the person whose folder the files go to",
@@ -134,14 +138,16 @@ def add_spec_options(
         given = dict(defaults or {})
         required = field.name not in given and field.default is dataclasses.MISSING
         default = given.get(field.name, None if required else field.default)
-        text = HELP[spec][field.name] + _default_text(field.name, default, required)
+        text = (HELP[spec][field.name] + _default_text(field.name, default, required)).replace("%", "%%")
+        if isinstance(default, Unnamed):  # found out only when the help is shown
+            text += " (default: %(default)s)"
         flag = "--" + name.replace("_", "-")
         if bool in _members(hints[field.name]):
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=default, help=text)
             continue
         more: dict[str, Any] = {"nargs": "+"} if _is_tuple(hints[field.name]) else {}
         parser.add_argument(
-            flag, dest=name, required=required, default=default, help=text.replace("%", "%%"),
+            flag, dest=name, required=required, default=default, help=text,
             type=_value_type(hints[field.name]), metavar=_metavar(hints[field.name]), **more,
         )  # fmt: skip
 
@@ -162,7 +168,7 @@ def build_spec(
 
 
 def _default_text(name: str, default: Any, required: bool) -> str:
-    if required or isinstance(default, (bool, tuple)) or default == "":
+    if required or isinstance(default, (bool, tuple, Unnamed)) or default == "":
         return ""
     if default is None:
         default = TRAIN_USUAL.get(name)

@@ -47,7 +47,11 @@ class Findings:
 
 def examine(image: Image.Image, detector: FaceDetector, size: int) -> Findings:
     """Look at an upright RGB photo as training material for a model of ``size`` pixels. Raises nothing of its own."""
-    faces = detector.detect(image)
+    return judge(image, detector.detect(image), size)
+
+
+def judge(image: Image.Image, faces: Sequence[Face], size: int) -> Findings:
+    """``examine`` once the faces are known, largest first; in any thread."""
     if not faces:
         return Findings(NO_FACE)
     largest = faces[0]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from headshot_ui.errors import PhotoError
@@ -46,10 +48,25 @@ def decode(data: bytes) -> Image.Image:
 
     The first frame of a moving picture; transparency is laid on white. Raises PhotoError with one sentence.
     """
+    with without_warnings():
+        return decode_quietly(data)
+
+
+def decode_quietly(data: bytes) -> Image.Image:
+    """``decode`` in a thread: whoever waits for it keeps the libraries quiet (``without_warnings``)."""
     check_file_size(len(data))
+    return _decoded(_opened(data))
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """No warnings of the libraries: sizes and damage are judged here, in words for people.
+
+    That is a setting of the whole process. Two threads that change and restore it in turn would leave it changed.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sizes and damage are judged here, in words for people
-        return _decoded(_opened(data))
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _decoded(image: Image.Image) -> Image.Image:

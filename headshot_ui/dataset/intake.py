@@ -1,6 +1,6 @@
 """What a person dropped in (files, folders, zip archives) → a list of photos, each read when its turn comes.
 
-``collect`` only looks at names and sizes, so 500 photos cost nothing until ``read_photo`` is called for one.
+``collect`` only looks at names and sizes, so 2,000 photos cost nothing until ``read_photo`` is called for one.
 Nothing is ever unpacked to disk: a member of an archive is read into memory, and its name is only a label.
 """
 
@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from headshot_ui.dataset.decode import MAX_FILE_BYTES, decode
+from headshot_ui.dataset.decode import MAX_FILE_BYTES, decode_quietly
 from headshot_ui.errors import DatasetError, PhotoError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PHOTOS = 500
+MAX_PHOTOS = 2000
 MAX_ARCHIVE_BYTES = 4 * 2**30  # unpacked photos of one archive
 MAX_ARCHIVE_MEMBERS = 10_000
 MAX_RATIO = 200  # no photo packs better than this
@@ -90,10 +90,13 @@ def collect(paths: Sequence[str]) -> Collected:
 
 
 def read_photo(source: Source) -> Photo:
-    """Read and decode one photo. Raises PhotoError with one sentence on what is wrong and what to do."""
+    """Read and decode one photo, in any thread (see ``decode_quietly``).
+
+    Raises PhotoError with one sentence on what is wrong and what to do.
+    """
     data = source.read()
     caption = source.read_caption() if source.read_caption else ""
-    return Photo(source.name, decode(data), data, hashlib.sha256(data).hexdigest(), caption)
+    return Photo(source.name, decode_quietly(data), data, hashlib.sha256(data).hexdigest(), caption)
 
 
 def readable(name: str) -> str:

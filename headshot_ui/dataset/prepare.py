@@ -1,7 +1,7 @@
 """Photos in, a checked, cropped and captioned dataset out.
 
-One photo is in memory at a time. What cannot be used is listed with its reason and remedy and stops nothing;
-the whole fails only when too little is left. The former dataset stays until the new one is complete.
+A few photos are in memory at a time (``looking``). What cannot be used is listed with its reason and remedy and
+stops nothing; the whole fails only when too little is left. The former dataset stays until the new one is complete.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.dataset import compare
 from headshot_ui.dataset.again import Automatic, Edits, edits_in, prepared_json
-from headshot_ui.dataset.caption import caption_for
-from headshot_ui.dataset.checks import NO_FACE, Findings, examine
-from headshot_ui.dataset.intake import Collected, Photo, Source, collect, read_photo
-from headshot_ui.dataset.originals import clean_copy, safe_stem
+from headshot_ui.dataset.checks import NO_FACE
+from headshot_ui.dataset.decode import without_warnings
+from headshot_ui.dataset.describe import OpenCaptioner, describe
+from headshot_ui.dataset.intake import Collected, Source, collect
+from headshot_ui.dataset.looking import Desk, Judged, looked_at, photos_at_once
+from headshot_ui.dataset.originals import safe_stem
 from headshot_ui.dataset.saved import (
     MANIFEST,
     export_zip,
@@ -34,12 +36,10 @@ from headshot_ui.dataset.saved import (
     with_verdict,
 )
 from headshot_ui.dataset.types import Dataset, PreparedPhoto
-from headshot_ui.errors import DatasetError, PhotoError, SpecError
-from headshot_ui.store import save_png, told_plainly, write_bytes_atomic, write_json_atomic
+from headshot_ui.errors import DatasetError, SpecError
+from headshot_ui.store import told_plainly, write_bytes_atomic, write_json_atomic
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from headshot_ui.dataset.types import FaceDetector, Recogniser
     from headshot_ui.families.protocol import BaseInfo
     from headshot_ui.jobs import Reporter
@@ -56,26 +56,6 @@ ORIGINALS = "originals"  # within the staged folder, until they are moved to pho
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One photo after its own check, with what is needed to compare it to the others."""
-
-    photo: PreparedPhoto  # rejected ones keep their crop here when they have one
-    quality: float = 0.0
-    look: np.ndarray | None = None  # fingerprint of the whole photo
-    face: np.ndarray | None = None  # identity vector, or the crop's fingerprint without a recogniser
-    digests: tuple[str, ...] = ()  # of the file and of its copy without notes
-    noted: bool = False  # its caption came from a text beside the photo
-    automatic: Automatic | None = None  # what the program made of it, before a person's earlier changes
-
-    def rejected(self, reason: str) -> _Judged:
-        return replace(self, photo=replace(self.photo, verdict="rejected", reason=reason))
-
-    @property
-    def usable(self) -> bool:
-        return self.photo.verdict != "rejected"
-
-
 def prepare(
     spec: PrepareSpec,
     store: Store,
@@ -83,12 +63,14 @@ def prepare(
     detector: FaceDetector,
     report: Reporter,
     recogniser: Recogniser | None = None,
+    open_captioner: OpenCaptioner | None = None,
 ) -> Dataset:
     """Check, crop and caption the photos of ``spec`` for ``base`` and write ``<person>/dataset/``.
 
     What a person changed by hand in the former dataset (captions, photos left out or taken in) is kept for the photos
     that come again. Copies without place and camera notes of the photos with a face go to ``<person>/photos/``. With a
-    recogniser, photos of somebody else are left out too. Raises DatasetError when too few photos can be used (the
+    recogniser, photos of somebody else are left out too. With a captioner, captions are what it says of clothes, light
+    and background; else a fixed phrase and what is measured. Raises DatasetError when too few photos can be used (the
     notes of the error list every photo with its reason), SpecError when more are to be held out than there are,
     StoreError when writing fails, and Cancelled out of ``report``; in all these cases a former dataset is as it was.
     """
@@ -100,9 +82,11 @@ def prepare(
     staged = staging_folder(target)
     try:
         trigger = spec.trigger or base.defaults.trigger
-        desk = _Desk(staged, base.size_px, trigger, spec.class_word, detector, recogniser)
-        judged = _look_at_all(desk, collected.sources, report)
+        desk = Desk(staged, base.size_px, trigger, spec.class_word, detector, recogniser)
+        judged = _look_at_all(desk, collected.sources, report, photos_at_once(store.settings))
         judged = _without_strangers(judged, recogniser)
+        if open_captioner is not None:
+            judged = _described(judged, desk, open_captioner, report)
         judged = [_carried_over(one, edits, desk) for one in judged]
         if sum(one.usable for one in judged) < LEAST_PHOTOS:
             raise _nothing_usable([one.photo for one in judged] + _refused(collected), base)
@@ -124,74 +108,29 @@ def _refused(collected: Collected) -> list[PreparedPhoto]:
 
 
 # --- one photo after the other ----------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Desk:
-    """What is needed to judge one photo."""
-
-    staged: Path
-    size_px: int
-    trigger: str
-    class_word: str
-    detector: FaceDetector
-    recogniser: Recogniser | None
-
-    def judge(self, source: Source, number: int) -> tuple[_Judged, Photo | None]:
-        """Read, examine, crop, caption. Raises StoreError when the crop cannot be written."""
-        try:
-            photo = read_photo(source)
-        except PhotoError as error:
-            return _Judged(PreparedPhoto(source.name, "rejected", str(error))), None
-        findings = examine(photo.image, self.detector, self.size_px)
-        look = compare.fingerprint(photo.image)
-        if findings.crop is None:
-            rejected = PreparedPhoto(source.name, "rejected", findings.reason, findings.warnings)
-            return _Judged(rejected, look=look), photo
-        return self._keep(photo, findings, f"{number:03d}.png", look), photo
-
-    def _keep(self, photo: Photo, findings: Findings, name: str, look: np.ndarray) -> _Judged:
-        crop = findings.crop
-        assert crop is not None
-        save_png(self.staged / name, crop.image, {})
-        prepared = PreparedPhoto(
-            source=photo.name,
-            verdict="rejected" if findings.reason else "train",
-            reason=findings.reason,
-            warnings=findings.warnings,
-            crop=name,
-            caption=caption_for(self.trigger, self.class_word, crop.image, crop.face, photo.caption),
-            face=crop.face,
-            original_size=crop.original_size,
-            crop_top_left=crop.top_left,
-        )
-        if self.recogniser is not None:
-            vector = self.recogniser.embed(crop.image, crop.face)
-        else:
-            vector = compare.fingerprint(crop.image)
-        return _Judged(prepared, findings.quality, look, vector, noted=bool(photo.caption))
-
-
-def _look_at_all(desk: _Desk, sources: Sequence[Source], report: Reporter) -> list[_Judged]:
+def _look_at_all(desk: Desk, sources: Sequence[Source], report: Reporter, at_once: int) -> list[Judged]:
     """Judge every photo, and leave out doubles of earlier ones."""
-    judged: list[_Judged] = []
+    judged: list[Judged] = []
     seen: dict[str, str] = {}  # digest of a file: name of the photo
     report(stage=STAGE, step=0, total=len(sources))
-    for number, source in enumerate(sources, start=1):
-        one, photo = desk.judge(source, number)
-        if photo is not None:
-            same_file = seen.setdefault(photo.digest, source.name)
-            if same_file != source.name:
-                one = one.rejected(_double(same_file))
-            elif one.photo.crop:
-                one = _settle_doubles(one, judged)
-                copy = _set_aside_original(desk.staged / ORIGINALS, photo)
-                one = replace(one, digests=tuple(dict.fromkeys((photo.digest, copy))))
-        _log.info("%s: %s", source.name, one.photo.reason or "usable")
-        judged.append(one)
-        report(stage=STAGE, step=number, total=len(sources))
+    with without_warnings(), closing(looked_at(desk, sources, at_once)) as photos:
+        for number, (source, looked) in enumerate(zip(sources, photos, strict=True), start=1):
+            one = looked.judged
+            if looked.digest:
+                same_file = seen.setdefault(looked.digest, source.name)
+                if same_file != source.name:
+                    one = one.rejected(_double(same_file))
+                elif looked.copy is not None:
+                    one = _settle_doubles(one, judged)
+                    copy = _set_aside_original(desk.staged / ORIGINALS, source.name, *looked.copy)
+                    one = replace(one, digests=tuple(dict.fromkeys((looked.digest, copy))))
+            _log.info("%s: %s", source.name, one.photo.reason or "usable")
+            judged.append(one)
+            report(stage=STAGE, step=number, total=len(sources))
     return judged
 
 
-def _settle_doubles(one: _Judged, earlier: list[_Judged]) -> _Judged:
+def _settle_doubles(one: Judged, earlier: list[Judged]) -> Judged:
     """Leave out the lesser of two copies (one from a messenger, say): ``one`` or one of ``earlier``."""
     for index, other in enumerate(earlier):
         if not (one.usable and other.usable) or one.look is None or other.look is None:
@@ -208,7 +147,7 @@ def _double(source: str) -> str:
 
 
 # --- all photos together ----------------------------------------------------------------------------
-def _without_strangers(judged: list[_Judged], recogniser: Recogniser | None) -> list[_Judged]:
+def _without_strangers(judged: list[Judged], recogniser: Recogniser | None) -> list[Judged]:
     """Leave out photos of somebody else, and mark doubtful ones."""
     import numpy as np
 
@@ -229,7 +168,17 @@ def _without_strangers(judged: list[_Judged], recogniser: Recogniser | None) -> 
     return result
 
 
-def _carried_over(one: _Judged, edits: Edits, desk: _Desk) -> _Judged:
+def _described(judged: list[Judged], desk: Desk, open_captioner: OpenCaptioner, report: Reporter) -> list[Judged]:
+    """With captions written by the captioner, but where a text lies beside the photo."""
+    photos = [one.photo for one in judged if one.usable and not one.noted]
+    captions = describe(open_captioner, desk.staged, photos, desk.trigger, desk.class_word, report)
+    return [
+        replace(one, photo=replace(one.photo, caption=captions.get(one.photo.crop, one.photo.caption)))
+        for one in judged
+    ]  # fmt: skip
+
+
+def _carried_over(one: Judged, edits: Edits, desk: Desk) -> Judged:
     """With what a person changed about this photo before."""
     if not one.digests:
         return one
@@ -238,7 +187,7 @@ def _carried_over(one: _Judged, edits: Edits, desk: _Desk) -> _Judged:
     return replace(one, photo=photo, automatic=automatic)
 
 
-def _with_held_out(judged: list[_Judged], wanted: int | None) -> list[_Judged]:
+def _with_held_out(judged: list[Judged], wanted: int | None) -> list[Judged]:
     """Keep some photos back from training. Raises SpecError when too few would be left."""
     usable = [index for index, one in enumerate(judged) if one.usable]
     count = compare.default_held_out(len(usable)) if wanted is None else wanted
@@ -288,7 +237,7 @@ def _nothing_usable(photos: Sequence[PreparedPhoto], base: BaseInfo) -> DatasetE
 
 
 # --- writing ----------------------------------------------------------------------------------------
-def _write_texts(staged: Path, dataset: Dataset, spec: PrepareSpec, judged: Sequence[_Judged]) -> None:
+def _write_texts(staged: Path, dataset: Dataset, spec: PrepareSpec, judged: Sequence[Judged]) -> None:
     for photo in dataset.photos:
         if photo.crop:
             write_bytes_atomic(staged / Path(photo.crop).with_suffix(".txt"), (photo.caption + "\n").encode())
@@ -296,10 +245,9 @@ def _write_texts(staged: Path, dataset: Dataset, spec: PrepareSpec, judged: Sequ
     write_json_atomic(staged / MANIFEST, manifest_of(dataset) | {"spec": spec.to_json()} | prepared)
 
 
-def _set_aside_original(folder: Path, photo: Photo) -> str:
+def _set_aside_original(folder: Path, name: str, suffix: str, data: bytes) -> str:
     """Keep a copy without notes; its SHA-256."""
-    suffix, data = clean_copy(photo.data, photo.image)
-    write_bytes_atomic(_free_path(folder, safe_stem(photo.name), suffix), data)
+    write_bytes_atomic(_free_path(folder, safe_stem(name), suffix), data)
     return hashlib.sha256(data).hexdigest()
 
 

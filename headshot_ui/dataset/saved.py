@@ -23,7 +23,7 @@ from typing import Any
 
 from headshot_ui.dataset.types import Dataset, Face, PreparedPhoto
 from headshot_ui.errors import DatasetError, StoreError
-from headshot_ui.store import atomic_file, read_json, told_plainly, write_bytes_atomic, write_json_atomic
+from headshot_ui.store import Store, atomic_file, read_json, told_plainly, write_bytes_atomic, write_json_atomic
 
 MANIFEST = "dataset.json"
 FORMAT = 1
@@ -54,6 +54,14 @@ def load_dataset(folder: Path) -> Dataset:
         if photo.crop and not (folder / photo.crop).is_file():
             raise StoreError(f"{folder / photo.crop} is missing: prepare the photos again.")
     return dataset
+
+
+def prepared_base(store: Store, person: str) -> str:
+    """The base model a person's photos were prepared for; "" where that is not known."""
+    try:
+        return str(read_json(store.dataset_dir(person) / MANIFEST)["spec"]["base"])
+    except (StoreError, KeyError, TypeError):
+        return ""
 
 
 def save_dataset(dataset: Dataset) -> None:

@@ -37,6 +37,15 @@ class Recogniser(Protocol):
         """Unit-norm float32 vector; cosine similarity compares two faces."""
 
 
+class Captioner(Protocol):
+    """Describes photographs in words."""
+
+    id: str
+
+    def describe(self, image: Image.Image) -> str:
+        """Some English sentences about an RGB picture of any size, also about things that no caption may name."""
+
+
 @dataclass(frozen=True)
 class PreparedPhoto:
     """One photo after the checks: either a crop with caption, or a rejection with its reason."""

@@ -1,4 +1,5 @@
-"""Files that the hub's cache on this computer has already (HF_HOME, HF_HUB_CACHE): linked, not fetched again."""
+"""Files that are on this computer already, in the hub's cache (HF_HOME, HF_HUB_CACHE) or as part of another model:
+linked, not fetched again."""
 
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headshot_ui.downloads.catalogue import Entry, RemoteFile
-from headshot_ui.downloads.records import Basis
+from headshot_ui.downloads.records import Basis, recorded_hashes
 from headshot_ui.downloads.sources import is_offline
-from headshot_ui.downloads.states import Tick, git_sha1_of
+from headshot_ui.downloads.states import Tick, git_sha1_of, path_of
 from headshot_ui.store import atomic_file, sha256_of
+
+if TYPE_CHECKING:
+    from headshot_ui.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +35,16 @@ def cached_files(entry: Entry, file: RemoteFile) -> Iterator[Path]:
         if isinstance(found, str) and (path := Path(found).resolve()) not in seen:
             seen.add(path)
             yield path
+
+
+def files_of_others(file: RemoteFile, settings: Settings) -> Iterator[Path]:
+    """Where another entry put a file of the same published hash: two base models may share their text encoders."""
+    if file.sha256 is None:
+        return
+    own = path_of(file.place, settings)
+    for path, sha256 in recorded_hashes(settings).items():
+        if sha256 == file.sha256 and path != own and path.is_file():
+            yield path.resolve()
 
 
 def check_cached(file: RemoteFile, path: Path, tick: Tick) -> tuple[str, Basis] | None:
@@ -49,7 +64,7 @@ def check_cached(file: RemoteFile, path: Path, tick: Tick) -> tuple[str, Basis] 
         good, basis = is_offline(), "recorded"  # with a network, the server will tell
     if good:
         return found, basis  # type: ignore[return-value]
-    _log.warning("%s is in the hub's cache, but damaged or another one; it is not used", path)
+    _log.warning("%s is damaged or another file; it is not used", path)
     return None
 
 
@@ -64,5 +79,19 @@ def take_over(source: Path, target: Path) -> str:
                 put(source, temporary)
                 _log.info("%s is a %s to the hub's cache", target, way)
                 return way
+        shutil.copyfile(source, temporary)
+        return "copy"
+
+
+def share(source: Path, target: Path) -> str:
+    """Put a file of another entry at ``target`` too; "hard link" or "copy", so that each can be removed alone.
+
+    Raises StoreError.
+    """
+    with atomic_file(target) as temporary:
+        with suppress(OSError, NotImplementedError):  # another disk, or a file system without links
+            os.link(source, temporary)
+            _log.info("%s is the same file as %s", target, source)
+            return "hard link"
         shutil.copyfile(source, temporary)
         return "copy"

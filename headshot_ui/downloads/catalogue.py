@@ -6,7 +6,7 @@ import json
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -14,7 +14,9 @@ from typing import Any, Literal
 from headshot_ui.errors import SpecError
 
 FOLDER = Path(__file__).parent / "catalogue"
-Kind = Literal["base", "refiner", "vae", "restorer", "detector", "recogniser", "parser", "upscaler"]
+Kind = Literal[
+    "base", "refiner", "vae", "restorer", "detector", "recogniser", "parser", "upscaler", "captioner", "encoders"
+]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -60,6 +62,7 @@ class Entry:
     source: Source
     files: tuple[RemoteFile, ...]  # in the order in which they are put in place
     non_commercial: bool = False  # its licence has to be accepted once
+    terms: str = ""  # what is shown before accepting; a restorer has its own
     #: Files that the program writes itself once all others are there, and takes away first: place → JSON. With one of
     #: them a folder is offered as a model, so that it is offered only while it is whole.
     written: Mapping[str, Any] = field(default_factory=dict)
@@ -99,8 +102,10 @@ def _entry(data: dict[str, Any]) -> Entry:
     if not _ID.fullmatch(entry.id) or entry.kind not in typing.get_args(Kind):
         raise ValueError(f"“{entry.id}” ({entry.kind}) is no usable entry")
     for one in fields(Entry):
-        if one.type == "str" and not getattr(entry, one.name):
+        if one.type == "str" and one.default is MISSING and not getattr(entry, one.name):
             raise ValueError(f"“{one.name}” is empty")
+    if entry.non_commercial and not entry.terms and entry.kind != "restorer":
+        raise ValueError("its licence has to be accepted, but “terms” is empty")
     places = [*(file.place for file in files), *entry.written]
     if not files or len(set(places)) != len(places):
         raise ValueError("it has no files, or two for one place")

@@ -201,8 +201,8 @@ def _one_answer(client: httpx2.Client, errand: Errand, part: _Part, progress: Pr
         headers["Range"] = f"bytes={part.size}-"
     with client.stream("GET", errand.remote.url, headers=headers) as answer:
         if not answer.is_success:
-            code = answer.headers.get("X-Error-Code", "")
-            problem = problems.refused(answer.status_code, errand.file, errand.remote.url, errand.entry, code)
+            refusal = problems.refusal_of(answer.status_code, answer.headers, "Authorization" in headers)
+            problem = problems.refused(refusal, errand.file, errand.remote.url, errand.entry)
             if answer.status_code not in _TRY_AGAIN:
                 raise problem
             if answer.status_code == 416:

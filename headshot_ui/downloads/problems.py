@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx2
 
+from headshot_ui.downloads.access import TOKENS_PAGE, is_hub
 from headshot_ui.downloads.catalogue import Entry, RemoteFile
 from headshot_ui.errors import DownloadError
 from headshot_ui.store import readable_bytes
@@ -46,17 +49,29 @@ def broke_off(file: RemoteFile, url: str, kept: int) -> DownloadError:
     )
 
 
-def refused(status: int, file: RemoteFile, url: str, entry: Entry, code: str = "") -> DownloadError:
-    """An HTTP status that is no file. ``code``: the hub's own word for it."""
-    host = urlsplit(url).netloc
-    if code == "GatedRepo":
-        return DownloadError(
-            f"{entry.title} is given only to people who have accepted its terms: accept them at {entry.source.page}, "
-            "put a token of your account into HF_TOKEN, then get it again."
-        )
+@dataclass(frozen=True)
+class Refusal:
+    """An HTTP status that is no file, with what else the server told of it."""
+
+    status: int
+    code: str = ""  # the hub's own word for it
+    message: str = ""  # the hub's sentence
+    with_token: bool = False  # whether a token was shown
+
+
+def refusal_of(status: int, headers: Mapping[str, str], with_token: bool) -> Refusal:
+    """From the headers of an answer."""
+    return Refusal(status, headers.get("X-Error-Code", ""), headers.get("X-Error-Message", ""), with_token)
+
+
+def refused(refusal: Refusal, file: RemoteFile, url: str, entry: Entry) -> DownloadError:
+    """Which of the many reasons it was."""
+    status, host = refusal.status, urlsplit(url).netloc
+    if refusal.code == "GatedRepo" or (refusal.with_token and status in (401, 403)):
+        return _no_access(refusal, url, entry)
     if status in (401, 403, 407):
         return DownloadError(
-            f"{host} refuses to give {file.remote} ({status}): if it asks for an account, put a token into HF_TOKEN; "
+            f"{host} refuses to give {file.remote} ({status}): if it asks for an account, log in with “models login”; "
             f"else look at {entry.source.page} in a browser."
         )
     if status in (404, 410):
@@ -69,6 +84,36 @@ def refused(status: int, file: RemoteFile, url: str, entry: Entry, code: str = "
     if status >= 500:
         return DownloadError(f"{host} is in trouble ({status}): this is not your fault, try again later.")
     return DownloadError(f"{host} does not give {file.remote} (status {status}): look at {entry.source.page}.")
+
+
+def _no_access(refusal: Refusal, url: str, entry: Entry) -> DownloadError:
+    """Of an account: there is none, it is not known, or it may not have this."""
+    page, log_in = entry.source.page, "log in under Models or with “models login”"
+    terms = f"{entry.title} is given only to people who have accepted its terms"
+    if not refusal.with_token and not is_hub(url):
+        return DownloadError(
+            f"{terms}, and a token is never shown to a mirror ({urlsplit(url).netloc}): unset HF_ENDPOINT, accept them "
+            f"at {page}, {log_in}, then get it again."
+        )
+    if not refusal.with_token:
+        return DownloadError(
+            f"{terms}, and no token of Hugging Face is here: accept them at {page}, make a token at {TOKENS_PAGE}, "
+            f"{log_in}, then get it again."
+        )
+    if refusal.status == 401:
+        return DownloadError(
+            f"Hugging Face does not know the token that is here (401): it has expired or was withdrawn; make a new one "
+            f"at {TOKENS_PAGE} and {log_in} (a token in HF_TOKEN counts before the stored one)."
+        )
+    if "fine-grained" in refusal.message:
+        return DownloadError(
+            f"The token that is here may not read gated repositories ({refusal.status}): tick that permission of it at "
+            f"{TOKENS_PAGE}, then get {entry.title} again."
+        )
+    return DownloadError(
+        f"{terms}, and the account of the token that is here has not ({refusal.status}): accept them at {page} with "
+        "that account, then get it again."
+    )
 
 
 def no_hub(url: str, entry: Entry) -> DownloadError:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
 
-from headshot_ui.downloads import problems, states
-from headshot_ui.downloads.cache import cached_files, check_cached, take_over
+from headshot_ui.downloads import licences, problems, states
+from headshot_ui.downloads.cache import cached_files, check_cached, files_of_others, share, take_over
 from headshot_ui.downloads.catalogue import Entry, RemoteFile, find_entry
 from headshot_ui.downloads.fetch import Errand, fetch, forget_part
 from headshot_ui.downloads.records import Basis, FileRecord, Record, forget, read_record, with_file, write_record
 from headshot_ui.downloads.sources import Remote, is_offline, locate, open_client
 from headshot_ui.downloads.states import EntryState, FileCheck, entry_state, part_of, path_of
-from headshot_ui.errors import ModelError
 from headshot_ui.lock import hold
-from headshot_ui.restoration import licence
 from headshot_ui.store import free_bytes, told_plainly
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class GotEntry:
     state: EntryState
     checks: tuple[FileCheck, ...]  # every file
     fetched_bytes: int  # over the network
-    cached_bytes: int  # taken from the hub's cache
+    cached_bytes: int  # that were on this computer: in the hub's cache, or as part of another model
     already: bool  # everything was here
 
 
@@ -101,18 +100,9 @@ def run_download(spec: DownloadSpec, settings: Settings, report: Reporter) -> Do
         with hold(settings.models_dir, "download"):
             return DownloadResult(settings.models_dir, tuple(_checked(entry, settings, report) for entry in entries))
     for entry in entries:
-        check_licence(entry, settings)
+        licences.check(entry, settings)
     with hold(settings.models_dir, "download"), open_client() as client:
         return _get(entries, settings, report, client)
-
-
-def check_licence(entry: Entry, settings: Settings) -> None:
-    """Raise ModelError unless a licence that must be accepted was."""
-    if entry.non_commercial and not licence.accepted(settings, entry.id):
-        raise ModelError(
-            f"{entry.title} is for non-commercial use only ({entry.licence}, {entry.licence_page}): accept its licence "
-            f"once, on the page under Models or with “models get {entry.id} --accept-licence”."
-        )
 
 
 # --- getting ----------------------------------------------------------------------------------------
@@ -122,11 +112,11 @@ def _get(entries: list[Entry], settings: Settings, report: Reporter, client: htt
     for entry in entries:
         if wanted[entry.id]:
             states.take_down(entry, settings)
-    cached = {entry.id: _from_cache(entry, wanted[entry.id], settings, report) for entry in entries}
+    cached = {entry.id: _from_here(entry, wanted[entry.id], settings, report) for entry in entries}
     left = [(entry, file) for entry in entries for file in wanted[entry.id] if file.place not in cached[entry.id]]
     needs = [_need(entry, file, settings, client, report) for entry, file in left]
     _check_room(needs, settings)
-    fetched = _fetch_all(needs, settings, report, client)
+    fetched = _fetch_all(needs, cached, settings, report, client)
     for entry in entries:
         states.complete(entry, settings)
     return DownloadResult(
@@ -163,6 +153,28 @@ def _not_here(entry: Entry, settings: Settings, report: Reporter) -> tuple[Remot
     )  # fmt: skip
 
 
+def _from_here(entry: Entry, wanted: tuple[RemoteFile, ...], settings: Settings, report: Reporter) -> dict[str, int]:
+    """Place → bytes of the wanted files that are on this computer already."""
+    shared = _from_others(entry, wanted, settings, report)
+    left = tuple(file for file in wanted if file.place not in shared)
+    return shared | _from_cache(entry, left, settings, report)
+
+
+def _from_others(entry: Entry, wanted: tuple[RemoteFile, ...], settings: Settings, report: Reporter) -> dict[str, int]:
+    """Place → bytes of the wanted files that lie here already as part of another entry: shared, not fetched twice."""
+    found = [(file, path) for file in wanted for path in files_of_others(file, settings)]
+    bar = _Bar(report, "Checking what other models have of it, in MB", sum(path.stat().st_size for _, path in found))
+    taken: dict[str, int] = {}
+    for file, path in found:
+        if file.place in taken:
+            continue
+        checked = check_cached(file, path, bar.add)
+        if checked is not None:
+            _take(entry, file, path, checked, share, settings, report)
+            taken[file.place] = path.stat().st_size
+    return taken
+
+
 def _from_cache(entry: Entry, wanted: tuple[RemoteFile, ...], settings: Settings, report: Reporter) -> dict[str, int]:
     """Place → bytes of the wanted files that the hub's cache had."""
     found = [(file, path) for file in wanted for path in cached_files(entry, file)]
@@ -172,15 +184,23 @@ def _from_cache(entry: Entry, wanted: tuple[RemoteFile, ...], settings: Settings
         if file.place in taken:
             continue
         checked = check_cached(file, path, bar.add)
-        if checked is None:
-            continue
-        place = path_of(file.place, settings)
-        _set_aside(entry, file, settings, report)
-        take_over(path, place)
-        forget_part(place)
-        taken[file.place] = path.stat().st_size
-        _remember(entry, file, place, *checked, settings)
+        if checked is not None:
+            _take(entry, file, path, checked, take_over, settings, report)
+            taken[file.place] = path.stat().st_size
     return taken
+
+
+def _take(
+    entry: Entry, file: RemoteFile, path: Path, checked: tuple[str, Basis], way: Callable[[Path, Path], str],
+    settings: Settings, report: Reporter,
+) -> None:  # fmt: skip
+    """Put a checked file that lies elsewhere on this computer in its place."""
+    place = path_of(file.place, settings)
+    states.claim(entry, settings)
+    _set_aside(entry, file, settings, report)
+    way(path, place)
+    forget_part(place)
+    _remember(entry, file, place, *checked, settings)
 
 
 def _need(entry: Entry, file: RemoteFile, settings: Settings, client: httpx2.Client, report: Reporter) -> _Need:
@@ -206,19 +226,27 @@ def _part_bytes(need: _Need, settings: Settings) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
-def _fetch_all(needs: list[_Need], settings: Settings, report: Reporter, client: httpx2.Client) -> dict[str, int]:
-    """Bytes by entry."""
+def _fetch_all(
+    needs: list[_Need], cached: dict[str, dict[str, int]], settings: Settings, report: Reporter, client: httpx2.Client
+) -> dict[str, int]:
+    """Bytes by entry. What came for one entry just now and belongs to a later one too is added to ``cached``."""
     fetched: dict[str, int] = {}
     total = sum(need.remote.size or need.file.size for need in needs)
     bar, before = _Bar(report, FETCHING, total), _Bar(report, "Reading what came before, in MB", total)
     done = 0
     for need in needs:
+        shared = _from_others(need.entry, (need.file,), settings, report)
+        if shared:
+            cached[need.entry.id] |= shared
+            done += sum(shared.values())
+            continue
         errand = need.errand(settings)
         begun = done
 
         def progress(there: int, reading: bool = False, begun: int = begun) -> None:
             (before if reading else bar).at(begun + there)
 
+        states.claim(need.entry, settings)
         _set_aside(need.entry, need.file, settings, report)
         came = fetch(client, errand, progress)
         done += came.size
@@ -289,7 +317,8 @@ def remove(entry: Entry, settings: Settings) -> Removed:
         freed = sum(forget_part(path_of(file.place, settings)) for file in entry.files)
         gone = []
         written = [path_of(place, settings) for place in entry.written] if ours else []
-        for path in [*written, *map(states.waiting, written), *(path_of(place, settings) for place in ours)]:
+        written += [*map(states.waiting, written), *states.claims(entry, settings)]
+        for path in [*dict.fromkeys(written), *(path_of(place, settings) for place in ours)]:
             if path.is_file() or path.is_symlink():
                 freed += path.lstat().st_size
                 with told_plainly(path, "removed"):

@@ -12,6 +12,7 @@ import httpx2
 
 from headshot_ui import __version__
 from headshot_ui.downloads import problems
+from headshot_ui.downloads.access import token_for
 from headshot_ui.downloads.catalogue import Entry, RemoteFile
 from headshot_ui.errors import DownloadError
 
@@ -33,7 +34,7 @@ class Remote:
     mark: str  # changes when the file does; "" when the server gives none
     sha256: str | None = None  # as the server states it
     git_sha1: str | None = None  # of small hub files: sha1 of b"blob <size>\\0" and the content
-    headers: Mapping[str, str] = field(default_factory=dict)  # to be sent with a request for it
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # to be sent with a request; may hold a token
 
 
 def is_offline() -> bool:
@@ -67,25 +68,25 @@ def locate(entry: Entry, file: RemoteFile, settings: Settings, client: httpx2.Cl
 
 # --- the hub ----------------------------------------------------------------------------------------
 def _on_hub(entry: Entry, file: RemoteFile) -> Remote:
-    from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, OfflineModeIsEnabled
 
     endpoint = constants.ENDPOINT  # HF_ENDPOINT
     url = hf_hub_url(entry.source.hub, file.remote, revision=entry.source.revision, endpoint=endpoint)
+    token = token_for(url)
     try:
-        told = get_hf_file_metadata(url, endpoint=endpoint, retry_on_errors=False)
+        told = get_hf_file_metadata(url, token=token or False, endpoint=endpoint, retry_on_errors=False)
     except OfflineModeIsEnabled as error:
         raise problems.offline(entry, "and it is not in the hub's cache") from error
     except FileMetadataError as error:
         raise problems.no_hub(url, entry) from error
     except HfHubHTTPError as error:
-        code = error.response.headers.get("X-Error-Code", "")
-        raise problems.refused(error.response.status_code, file, url, entry, code) from error
+        refusal = problems.refusal_of(error.response.status_code, error.response.headers, token is not None)
+        raise problems.refused(refusal, file, url, entry) from error
     except httpx2.RequestError as error:
         raise problems.no_answer(error, url, entry) from error
     if told.commit_hash is None or told.etag is None:
         raise problems.no_hub(url, entry)
-    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     return Remote(
         url=url,  # asked for again at every try: where it leads to is valid for a while only
         size=told.size,
@@ -109,6 +110,6 @@ def _in_release(entry: Entry, file: RemoteFile, settings: Settings, client: http
     if answer.status_code in (405, 501):  # a mirror that knows no HEAD: its GET will tell
         return Remote(url, None, "")
     if not answer.is_success:
-        raise problems.refused(answer.status_code, file, url, entry)
+        raise problems.refused(problems.Refusal(answer.status_code), file, url, entry)
     length = answer.headers.get("Content-Length", "")
     return Remote(url, int(length) if length.isdigit() else None, answer.headers.get("ETag", "").strip('"'))

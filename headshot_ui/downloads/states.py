@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from headshot_ui.downloads.catalogue import Entry, RemoteFile
 from headshot_ui.downloads.records import Basis, FileRecord, read_record, with_file, write_record
-from headshot_ui.store import readable_bytes, sha256_of, told_plainly, write_json_atomic
+from headshot_ui.errors import StoreError
+from headshot_ui.store import read_json, readable_bytes, sha256_of, told_plainly, write_json_atomic
 
 if TYPE_CHECKING:
     from headshot_ui.settings import Settings
@@ -189,6 +191,28 @@ def take_down(entry: Entry, settings: Settings) -> None:
             with told_plainly(path, "renamed"):
                 os.replace(path, waiting(path))
             write_record(read_record(entry.id, settings), settings)
+
+
+def claim(entry: Entry, settings: Settings) -> None:
+    """Before the first file is put there: the folder is one of this entry, not a damaged one of somebody's.
+
+    Raises StoreError.
+    """
+    for place, content in entry.written.items():
+        path = path_of(place, settings)
+        if not path.is_file() and not waiting(path).is_file():
+            write_json_atomic(waiting(path), content)
+
+
+def claims(entry: Entry, settings: Settings) -> tuple[Path, ...]:
+    """What ``claim`` wrote, and nobody changed."""
+    found = []
+    for place, content in entry.written.items():
+        path = waiting(path_of(place, settings))
+        with suppress(StoreError):
+            if path.is_file() and read_json(path) == content:
+                found.append(path)
+    return tuple(found)
 
 
 def waiting(path: Path) -> Path:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui import families
-from headshot_ui.errors import SpecError, StoreError
+from headshot_ui.downloads.catalogue import load_catalogue
+from headshot_ui.errors import ModelError, SpecError, StoreError
 from headshot_ui.runs import Run, find_run, list_runs
 from headshot_ui.store import check_free_space, told_plainly, write_bytes_atomic
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo, LoraLayout
@@ -30,10 +32,13 @@ class LoraExport:
     base: str  # id
     layout: str  # id
     takers: str  # the programs this layout is for
+    where: tuple[str, ...]  # for each of them a sentence: where the file goes there
     trigger: str
     steps: int
     bytes: int
     was_there: bool = False
+    base_title: str = ""
+    licence: str = ""  # of the base model, which may be inherited
 
 
 def export_lora(
@@ -53,7 +58,7 @@ def export_lora(
     run = _finished(store, person, run_name)
     source = run.lora_path
     assert source is not None
-    info = families.find_base(run.spec.base, store.settings)
+    info = base_of(run, store)
     chosen = _layout(info, layout)
     if dtype is not None and dtype not in DTYPES:
         raise SpecError("dtype", f"“{dtype}” is no type of numbers for a LoRA; choose from {', '.join(DTYPES)}.")
@@ -66,7 +71,25 @@ def export_lora(
     if not was_there:
         write_bytes_atomic(final, data)
     trigger = str(run.facts.get("trigger", ""))
-    return LoraExport(final, run.name, info.id, chosen.id, chosen.title, trigger, run.step, len(data), was_there)
+    return LoraExport(
+        final, run.name, info.id, chosen.id, chosen.title, chosen.where, trigger, run.step, len(data), was_there,
+        info.title, info.licence,
+    )  # fmt: skip
+
+
+def base_of(run: Run, store: Store) -> BaseInfo:
+    """The base model a run was trained on: how its layers are named for others depends on it. Raises ModelError."""
+    try:
+        return families.find_base(run.spec.base, store.settings)
+    except ModelError as error:
+        base = run.spec.base
+        remedy = f"put a complete copy of it into {store.settings.models_dir}"
+        if base in load_catalogue():
+            remedy = how_to_get(base)
+        raise ModelError(
+            f"The training “{run.name}” was made on the base model “{base}”, without which its LoRA cannot be written "
+            f"for other programs, and which is not usable here any more: {remedy}."
+        ) from error
 
 
 def newest_finished(store: Store, person: str) -> Run | None:

@@ -12,22 +12,27 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from headshot_ui.collecting import nothing_collected
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import base_not_found, refiner_not_found
+from headshot_ui.families.fits import LeastBytes
 from headshot_ui.families.folders import id_of
-from headshot_ui.memory import FilePart
+from headshot_ui.families.lora_parts.origin import ForeignLora
+from headshot_ui.families.protocol import Abilities, BaseInfo
+from headshot_ui.memory import FilePart, part_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from headshot_ui.families.fits import DenoiserWork, Fitting
     from headshot_ui.families.protocol import (
-        BaseInfo,
         Family,
         LoadedBase,
         LoadedRefiner,
         LoraFacts,
         LoraLayout,
         Misfit,
+        OtherVae,
         RefinerFacts,
         RefinerInfo,
         Vocabulary,
@@ -80,7 +85,8 @@ def all_misfits(settings: Settings) -> tuple[Misfit, ...]:
     """What was dropped into ``settings.models_dir`` and is a model for no family, by path."""
     models: tuple[BaseInfo | RefinerInfo, ...] = all_bases(settings) + all_refiners(settings)
     used = {info.checkpoint or info.folder for info in models}
-    found = {misfit.path: misfit for family in all_families().values() for misfit in family.misfits(settings)}
+    told = [misfit for family in all_families().values() for misfit in family.misfits(settings)]
+    found = {misfit.path: misfit for misfit in sorted(told, key=lambda misfit: misfit.own)}
     return tuple(found[path] for path in sorted(found) if path not in used)
 
 
@@ -92,10 +98,12 @@ def _misfit(name: str, settings: Settings) -> ModelError | None:
 
 
 def weight_places(info: BaseInfo | RefinerInfo) -> tuple[Path | FilePart, ...]:
-    """Where the weights of a model are: its folder in diffusers layout, or parts of its checkpoint."""
+    """Where the weights of a model are: its folder in diffusers layout, or parts of its checkpoint and borrowed."""
     if info.checkpoint is None:
         return (info.folder,)
-    return tuple(FilePart(info.checkpoint, name, prefix) for name, prefix in info.checkpoint_parts)
+    own = [FilePart(info.checkpoint, name, prefix) for name, prefix in info.checkpoint_parts]
+    borrowed = info.borrowed if isinstance(info, BaseInfo) else ()
+    return (*own, *(FilePart(file, part, "") for part in borrowed for file in part_files(info.folder, part)))
 
 
 def check_base(info: BaseInfo) -> None:
@@ -105,9 +113,54 @@ def check_base(info: BaseInfo) -> None:
     family.vocabulary(info)
 
 
+def abilities(info: BaseInfo) -> Abilities:
+    """See ``protocol.Family.abilities``; a family that is not known is told when its base is loaded."""
+    family = all_families().get(info.family)
+    return Abilities() if family is None else family.abilities(info)
+
+
+def is_trained(info: BaseInfo, tensor: str) -> bool:
+    """See ``protocol.Family.is_trained``; of a family that is not known, what any other would."""
+    known = all_families()
+    asked = (known[info.family],) if info.family in known else known.values()
+    return any(family.is_trained(tensor) for family in asked)
+
+
+def layer_shapes(info: BaseInfo) -> Mapping[str, tuple[int, ...]] | None:
+    """See ``protocol.Family.layer_shapes``; None of a family that is not known. Raises ModelError."""
+    family = all_families().get(info.family)
+    return None if family is None else family.layer_shapes(info)
+
+
+def working_bytes(
+    info: BaseInfo | RefinerInfo, pixels: int, batch: int, learning: str | None, item_bytes: int
+) -> int | None:
+    """See ``protocol.Family.working_bytes``; None for a refiner and an unknown family too. Raises ModelError."""
+    family = all_families().get(info.family)
+    if family is None or not isinstance(info, BaseInfo):
+        return None
+    return family.working_bytes(info, pixels, batch, learning, item_bytes)
+
+
+def fitting(info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None) -> Fitting | None:
+    """See ``protocol.Family.fitting``; None of an unknown family, which is told when its base is loaded."""
+    family = all_families().get(info.family)
+    return None if family is None else family.fitting(info, work, settings, precision)
+
+
+def least_bytes(info: BaseInfo) -> Mapping[str, LeastBytes]:
+    """See ``protocol.Family.least_bytes``; of an unknown family nothing."""
+    family = all_families().get(info.family)
+    return {} if family is None else family.least_bytes(info)
+
+
 def load_base(info: BaseInfo, settings: Settings) -> LoadedBase:
-    """Read a base model into memory. Raises ModelError naming the file that is missing or damaged."""
-    return _family_of(info).load(info, settings)
+    """Read a base model into memory. Raises ModelError naming the file that is missing or damaged.
+
+    The first one of a process also imports its libraries.
+    """
+    with nothing_collected():
+        return _family_of(info).load(info, settings)
 
 
 def vocabulary(info: BaseInfo) -> Vocabulary:
@@ -118,13 +171,15 @@ def vocabulary(info: BaseInfo) -> Vocabulary:
 # --- LoRA files -------------------------------------------------------------------------------------
 def lora_facts(path: Path) -> LoraFacts:
     """What is in a LoRA file, of whichever family. Raises ModelError, saying what it is, when no family takes it."""
-    problem: ModelError | None = None
+    problems: list[ModelError] = []
     for family in all_families().values():
         try:
             return family.lora_facts(path)
         except ModelError as error:
-            problem = problem or error
-    raise problem or ModelError(f"{path} is of no known family: update the program.")
+            problems.append(error)
+    # What is wrong with a file of a family's own tells more than that the others do not know it.
+    own = [problem for problem in problems if not isinstance(problem, ForeignLora)]
+    raise (own or problems or [ModelError(f"{path} is of no known family: update the program.")])[0]
 
 
 def check_lora(path: Path, info: BaseInfo) -> None:
@@ -192,12 +247,18 @@ def find_refiner(refiner_id: str | None, info: BaseInfo, settings: Settings) -> 
 
 def load_refiner(info: RefinerInfo, settings: Settings) -> LoadedRefiner:
     """Read a refiner into memory. Raises ModelError naming the file that is missing or damaged."""
-    return _family_of(info).load_refiner(info, settings)
+    with nothing_collected():
+        return _family_of(info).load_refiner(info, settings)
 
 
 def refiner_facts(info: RefinerInfo, base: BaseInfo) -> RefinerFacts:
     """See ``protocol.Family.refiner_facts``."""
     return _family_of(info).refiner_facts(info, base)
+
+
+def other_vae(info: BaseInfo, settings: Settings) -> OtherVae | None:
+    """See ``protocol.Family.other_vae``."""
+    return _family_of(info).other_vae(info, settings)
 
 
 def split_steps(base: BaseInfo, steps: int, switch: float) -> tuple[int, int]:

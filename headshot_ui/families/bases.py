@@ -6,19 +6,26 @@ import dataclasses
 import json
 import typing
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families.folders import model_folders
 from headshot_ui.families.protocol import BaseDefaults, BaseInfo, RefinerInfo
-from headshot_ui.specs import REFINE_WAYS
+from headshot_ui.gguf_files import SUFFIX, gguf_fault
+from headshot_ui.specs import REFINE_WAYS, TIMESTEP_DENSITIES
+from headshot_ui.wording import how_to_get
 
 if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
 BASE_FILE, REFINER_FILE = "base.json", "refiner.json"
+WAITING = ".waiting"  # behind the name of such a file while a download of the others has not ended
+NOT_ENDED = "has not ended, and goes on where it stopped"
 AGAIN = "put a complete copy of this model there"
+#: Fields that no file says: they follow from where the weights lie.
+_NOT_SAID = {"folder", "checkpoint", "checkpoint_parts", "borrowed"}
 #: Files that Python would have to execute; a LoRA in one is refused.
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
@@ -63,6 +70,8 @@ def base_not_found(base_id: str, known: Iterable[str], settings: Settings) -> Mo
                 f"The base model “{base_id}” is of the kind “{info.family}”, which this version does not know: "
                 "update the program, or choose another base model."
             )
+    if _is_waiting(BASE_FILE, base_id, settings):
+        return ModelError(f"The download of the base model “{base_id}” {NOT_ENDED}: {how_to_get(base_id)}.")
     here = f"There is no base model “{base_id}” in {settings.models_dir}"
     damaged = ", ".join(str(path) for path in damaged_base_files(settings))
     if damaged:
@@ -77,6 +86,8 @@ def base_not_found(base_id: str, known: Iterable[str], settings: Settings) -> Mo
 
 def refiner_not_found(refiner_id: str | None, base: BaseInfo, settings: Settings) -> ModelError:
     """Why there is no refiner of that id (None: none at all) for this base, and what to do."""
+    if refiner_id and _is_waiting(REFINER_FILE, refiner_id, settings):
+        return ModelError(f"The download of the refiner “{refiner_id}” {NOT_ENDED}: {how_to_get(refiner_id)}.")
     which = f"no refiner “{refiner_id}”" if refiner_id else "no refiner"
     text = f"There is {which} for “{base.title}” in {settings.models_dir}"
     damaged = []
@@ -90,6 +101,15 @@ def refiner_not_found(refiner_id: str | None, base: BaseInfo, settings: Settings
     if damaged:
         text += f", but these could not be read: {', '.join(damaged)}"
     return ModelError(f"{text}: put one there, or draw without refining.")
+
+
+def _is_waiting(name: str, model_id: str, settings: Settings) -> bool:
+    """Whether a download, or the repair of one, has begun to put that model there."""
+    for path in _files(name + WAITING, settings):
+        with suppress(ModelError):
+            if read_object(path).get("id") == model_id:
+                return True
+    return False
 
 
 def _text(path: Path) -> str:
@@ -108,10 +128,13 @@ def pickled_lora(path: str | Path) -> ModelError:
 
 
 def weights_fault(path: Path) -> str:
-    """What is wrong with a safetensors file, in a few words; "" when it is as long as its header says.
+    """What is wrong with a safetensors or GGUF file, in a few words; "" when it is as long as its header says.
 
-    Layout: 8 bytes little-endian header length, JSON header with ``data_offsets``, then the data. Reads no tensor.
+    safetensors' layout: 8 bytes little-endian header length, JSON header with ``data_offsets``, then the data. Reads
+    no tensor.
     """
+    if path.suffix.lower() == SUFFIX:
+        return gguf_fault(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -125,12 +148,12 @@ def weights_fault(path: Path) -> str:
 
 
 def damaged_weights(info: BaseInfo | RefinerInfo) -> tuple[Path, ...]:
-    """Every safetensors file of a model that was cut short or overwritten."""
+    """Every weight file of a model that was cut short or overwritten."""
     return tuple(path for path in all_weights(info) if weights_fault(path))
 
 
 def all_weights(info: BaseInfo | RefinerInfo) -> tuple[Path, ...]:
-    """Every safetensors file of a model."""
+    """Every weight file of a model, without those that it borrows."""
     return tuple(sorted(info.folder.rglob("*.safetensors"))) if info.checkpoint is None else (info.checkpoint,)
 
 
@@ -147,18 +170,19 @@ def damaged_base_files(settings: Settings) -> tuple[Path, ...]:
 
 def read_base(path: Path) -> BaseInfo:
     """Read one ``base.json``. Raises ModelError saying what is wrong with it."""
-    data = _read_object(path)
+    data = read_object(path)
     defaults = BaseDefaults(**_checked(BaseDefaults, data.pop("defaults", {}), path))
-    _check_refining(defaults, path)
+    _check_defaults(defaults, path)
     return BaseInfo(**_complete(BaseInfo, data | {"defaults": defaults}, path))
 
 
 def read_refiner(path: Path) -> RefinerInfo:
     """Read one ``refiner.json``. Raises ModelError saying what is wrong with it."""
-    return RefinerInfo(**_complete(RefinerInfo, _read_object(path), path))
+    return RefinerInfo(**_complete(RefinerInfo, read_object(path), path))
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ModelError naming the file when it cannot be read."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -178,20 +202,22 @@ def _complete(kind: type, data: dict[str, Any], path: Path) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def _check_refining(defaults: BaseDefaults, path: Path) -> None:
-    """What ``GenerateSpec`` asks of the same settings."""
+def _check_defaults(defaults: BaseDefaults, path: Path) -> None:
+    """What requests ask of the same settings."""
     usable = {
         "refine": defaults.refine in REFINE_WAYS,
         "refiner_switch": 0.05 <= defaults.refiner_switch <= 0.95,
         "refiner_strength": 0.01 <= defaults.refiner_strength <= 1,
     }
+    usable["timestep_density"] = defaults.timestep_density in TIMESTEP_DENSITIES
+    usable["training_guidance"] = 0 <= defaults.training_guidance <= 30
     for name, good in usable.items():
         if not good:
             raise ModelError(f"“{name}” in {path} is not usable: {AGAIN}.")
 
 
 def _checked(kind: type, data: Any, path: Path) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(kind)} - {"folder", "checkpoint", "checkpoint_parts"}
+    known = {field.name for field in dataclasses.fields(kind)} - _NOT_SAID
     if not isinstance(data, dict):
         raise ModelError(f"{path} is damaged: {AGAIN}.")
     unknown = sorted(set(data) - known)

@@ -7,15 +7,26 @@ images, latent cells for latents).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+# Also for those who know them from here.
+from headshot_ui.families.requests import DenoiseRequest as DenoiseRequest
+from headshot_ui.families.requests import DenoiseStep as DenoiseStep
+from headshot_ui.families.requests import PromptEmbeds as PromptEmbeds
+from headshot_ui.families.requests import Recorder as Recorder
+from headshot_ui.families.requests import RefineRequest as RefineRequest
+from headshot_ui.families.requests import StepFunction as StepFunction
+from headshot_ui.families.requests import Told as Told
+from headshot_ui.families.requests import TrainBatch as TrainBatch
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from headshot_ui.families.fits import DenoiserWork, Fitting, LeastBytes
     from headshot_ui.settings import Settings
 
 
@@ -36,6 +47,8 @@ class BaseDefaults:
     refine: str = "off"  # one of specs.REFINE_WAYS
     refiner_switch: float = 0.8
     refiner_strength: float = 0.3
+    timestep_density: str = "logit_normal"  # of families that learn a flow: one of specs.TIMESTEP_DENSITIES
+    training_guidance: float = 1.0  # of those that take a guidance scale as a number: which one they learn at
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,9 @@ class BaseInfo:
     size_px: int  # native side of the square picture
     demo: bool = False
     defaults: BaseDefaults = field(default_factory=BaseDefaults)
-    checkpoint: Path | None = None  # one file with all weights; then ``folder`` has configs and tokenizers only
+    checkpoint: Path | None = None  # one file with weights; then ``folder`` has configs and tokenizers only
     checkpoint_parts: tuple[tuple[str, str], ...] = ()  # of that file: (part, what the names of its tensors begin with)
+    borrowed: tuple[str, ...] = ()  # parts that the file lacks, whose weights are in ``folder``: those of another base
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,20 @@ class Misfit:
     reason: str  # one sentence: what it is, and what to do
     damaged: bool = False  # perhaps of the right kind, but cut short or incomplete
     quiet: bool = False  # most likely there for a purpose: told only to somebody who asks for it by name
+    own: bool = False  # of a kind that this family knows best: what others say of it does not count
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Which settings of a request mean anything to a base model."""
+
+    reads_negative_prompt: bool = True  # and so a second pass per step, which guidance steers away from
+    weighs_by_snr: bool = True  # ``min_snr_gamma`` weighs its loss
+    takes_refiner: bool = True  # refiners are made for bases of its kind
+    untrainable: str = ""  # why no LoRA can be trained on it, and what to do, in one sentence
+    reuses_blocks: bool = False  # it can leave blocks out of a step that change little (``DenoiseRequest.reuse_below``)
+    #: Layouts (ids) of LoRA files that diffusers' own pipeline cannot read into this base, and why, in a few words.
+    unread_by_diffusers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,59 +119,20 @@ class RefinerFacts:
     same_schedule: bool  # noises pictures as the base does, so that it can take over in the middle ("ensemble")
 
 
-#: Encoded prompts as named tensors whose first dimension is the prompt. SDXL: "prompt_embeds" (B, 77, D)
-#: and "pooled_prompt_embeds" (B, P). On the CPU unless said otherwise; can be saved with safetensors.
-PromptEmbeds = Mapping[str, "torch.Tensor"]
+@dataclass(frozen=True)
+class OtherVae:
+    """A VAE that stands in for the base's own: the pictures differ in their last bits."""
+
+    id: str  # e.g. "sdxl-vae-fp16-fix"
+    weights: tuple[Path, ...]  # the files that decide what it decodes
 
 
 @dataclass(frozen=True)
-class TrainBatch:
-    """One micro-batch, all on the training device."""
+class TextKey:
+    """What decides the embedding of a text to the last bit, beside the text itself."""
 
-    latents: torch.Tensor  # (B, C, H, W) float32, scaled as the denoiser expects
-    embeds: PromptEmbeds  # first dimension B
-    original_sizes: Sequence[tuple[int, int]]  # (height, width) in pixels before resizing
-    crops: Sequence[tuple[int, int]]  # (top, left) in pixels after resizing
-
-
-@dataclass(frozen=True)
-class DenoiseRequest:
-    """One staged stretch of denoising for a batch of pictures."""
-
-    embeds: PromptEmbeds  # first dimension B
-    negative_embeds: PromptEmbeds  # first dimension B
-    seeds: Sequence[int]  # one per picture; the same seed gives the same picture in any batch
-    steps: int
-    guidance_scale: float
-    height: int  # pixels
-    width: int  # pixels
-    stop_at: float = 1.0  # share of the noise schedule to go through; below 1 the latents are still noisy
-
-
-@dataclass(frozen=True)
-class RefineRequest:
-    """What the base drew, to be finished ("ensemble") or drawn over ("img2img") by a refiner."""
-
-    latents: torch.Tensor  # (B, C, h, w) float32 as the base's ``denoise`` yielded them
-    embeds: PromptEmbeds  # the base's own; the refiner takes the part it was made for
-    negative_embeds: PromptEmbeds
-    seeds: Sequence[int]
-    steps: int  # of the whole schedule, as in the base's request
-    guidance_scale: float
-    height: int  # pixels
-    width: int  # pixels
-    start_at: float | None = None  # "ensemble": the base's ``stop_at``
-    strength: float | None = None  # "img2img": the last int(steps * strength) steps are drawn again; at least one
-
-
-@dataclass(frozen=True)
-class DenoiseStep:
-    """What a denoising generator yields after each step."""
-
-    step: int  # 1-based
-    total: int  # steps of this stretch
-    latents: torch.Tensor  # (B, C, H, W)
-    clean: torch.Tensor | None = None  # with the last step before a ``stop_at``: what is expected behind the noise
+    files: tuple[Path, ...]  # weights and configs of the text encoders, and their tokenizers
+    rest: tuple[str, ...]  # device, number format, tokens, LoRAs that change the encoders
 
 
 @dataclass(frozen=True)
@@ -152,6 +141,7 @@ class LoraLayout:
 
     id: str  # e.g. "diffusers"
     title: str  # who takes it, behind "for": "diffusers"
+    where: tuple[str, ...] = ()  # for each program one sentence that says where the file goes there
 
 
 @dataclass(frozen=True)
@@ -159,13 +149,14 @@ class LoraFacts:
     """What is in a LoRA file, known without any base model."""
 
     family: str  # id
-    layout: str  # id of a ``LoraLayout`` of the family
+    layout: str  # id of a ``LoraLayout`` of the family, or the name of one that is only read
     modules: Mapping[str, int]  # part of the base model, for people → number of its layers the LoRA changes
     rank: int  # the commonest one
     alpha: float | None  # likewise; None: not beside the layers, so equal to the rank unless the header says more
     one_rank: bool  # rank and alpha are the same in all layers
     dtype: str  # e.g. "float16"
     header: Mapping[str, str]  # everything the file says of itself
+    kind: str = "LoRA"  # or what its relatives are called, e.g. "LoKr"
 
 
 class Vocabulary(Protocol):
@@ -182,6 +173,10 @@ class LoadedBase(Protocol):
 
     info: BaseInfo
 
+    @property
+    def other_vae(self) -> OtherVae | None:
+        """The VAE that makes the pictures in place of the base's own; None: its own does."""
+
     # --- words -----------------------------------------------------------------
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """Words of ``text`` the text encoders have never seen (small vocabularies only)."""
@@ -191,6 +186,10 @@ class LoadedBase(Protocol):
 
         " " gives the empty text as the encoders read it, without zeros.
         """
+
+    @property
+    def text_key(self) -> TextKey | None:
+        """Of ``encode_prompts`` as it is now. None: the encoders are so small that reading again costs little."""
 
     # --- pictures ----------------------------------------------------------------
     def encode_images(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -210,28 +209,43 @@ class LoadedBase(Protocol):
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
         """Put a fresh fp32 LoRA on the denoiser and return its parameters in a fixed order."""
 
-    def training_loss(
+    def loss_inputs(
         self,
         batch: TrainBatch,
         generator: torch.Generator,
         min_snr_gamma: float | None,
         prior_count: int = 0,
         prior_weight: float = 1.0,
-    ) -> torch.Tensor:
-        """Scalar fp32 loss; noise and timesteps come from ``generator`` (a CPU generator).
+    ) -> Mapping[str, torch.Tensor]:
+        """Everything ``loss`` needs of a micro-batch, on the CPU; noise and timesteps come from ``generator``.
 
-        The last ``prior_count`` items of the batch are class pictures of prior preservation.
+        The shapes follow from those of the batch. The last ``prior_count`` items are class pictures of prior
+        preservation.
+        """
+
+    def prepare_for(self, coming: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """``coming`` are the ``loss_inputs`` of the next micro-batches, in their order: what follows from them may be
+        computed now, and is given with those that are made from now on. Read only by a base that makes use of it."""
+
+    def loss(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scalar fp32 loss of such inputs, which are on the training device.
+
+        Nothing in it is random, looks at a value or copies from the CPU, so that a card can record and repeat it.
         """
 
     @property
     def scales_loss(self) -> bool:
         """Whether gradients pass through float16, in which small ones vanish unless the loss is scaled."""
 
-    def checkpoint_gradients(self, enabled: bool) -> None:
-        """Train with less memory and more time: activations are computed twice instead of kept. Off at first."""
+    def checkpoint_gradients(self, level: str) -> None:
+        """Train with less memory and more time: activations are computed twice instead of kept.
+
+        ``level`` is one of ``specs.CHECKPOINTING``: "none" (so at first) keeps all, "partial" recomputes what takes
+        most memory for its time, "full" as much as can be. Gradients are the same to the last bit.
+        """
 
     def trainable_lora_state(self) -> dict[str, torch.Tensor]:
-        """The LoRA being trained, fp32 on the CPU, in diffusers' layout (``unet.….lora_A.weight``)."""
+        """The LoRA being trained, fp32 on the CPU, in diffusers' layout (``unet.….lora_A.weight``, …)."""
 
     def set_trainable_lora_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put a saved state back, exactly."""
@@ -248,8 +262,25 @@ class LoadedBase(Protocol):
         """
 
     # --- memory ------------------------------------------------------------------
+    def fit(self, work: DenoiserWork, precision: str | None = None) -> Fitting | None:
+        """Have the base computed from now on in a way that fits this work; None: there is only one way.
+
+        To be called when finished LoRAs are on and before anything computes; a LoRA in training may be lost.
+        ``precision`` is that of a run that goes on. Raises MemoryBudgetError with one sentence where nothing fits.
+        """
+
+    def report_to(self, told: Told | None) -> None:
+        """``told`` hears from now on how far weights are that are read or made to fit, where that may take long.
+
+        When it raises, nothing half made stays: what is missing is made when it is needed next. None: nobody hears.
+        """
+
     def keep(self, parts: frozenset[str]) -> None:
         """Have only these parts ("text", "vae", "denoiser") on the device; others go to the CPU or away."""
+
+    def expect(self, parts: frozenset[str], room: int) -> bool:
+        """These parts come next: their weights may set out now and take ``room`` bytes of the device beside what
+        computes there. Only a hint; True if any did. What is not wanted after all goes with the next ``keep``."""
 
     def shed(self) -> None:
         """Main memory is short: drop what is not used now, and from now on whatever leaves the device.
@@ -271,6 +302,9 @@ class LoadedRefiner(Protocol):
 
     def keep(self, parts: frozenset[str]) -> None:
         """{"denoiser"}: on the device; frozenset(): off it."""
+
+    def expect(self, parts: frozenset[str], room: int) -> bool:
+        """As ``LoadedBase.expect``."""
 
     def shed(self) -> None:
         """As ``LoadedBase.shed``."""
@@ -310,6 +344,9 @@ class Family(Protocol):
     def refiner_facts(self, info: RefinerInfo, base: BaseInfo) -> RefinerFacts:
         """Look at configs and headers only. Raises ModelError when the refiner is damaged or not for this base."""
 
+    def other_vae(self, info: BaseInfo, settings: Settings) -> OtherVae | None:
+        """What ``LoadedBase.other_vae`` would be if the base were loaded now. Raises ModelError."""
+
     def split_steps(self, base: BaseInfo, steps: int, switch: float) -> tuple[int, int]:
         """Of ``steps``, those before and after the share ``switch`` of the noise schedule."""
 
@@ -321,6 +358,38 @@ class Family(Protocol):
 
     def misfits(self, settings: Settings) -> tuple[Misfit, ...]:
         """What lies under ``settings.models_dir``, is described by no file of this program, and is no such model."""
+
+    def abilities(self, info: BaseInfo) -> Abilities:
+        """What this base can do, from its configs. Raises ModelError naming the file at fault."""
+
+    def is_trained(self, tensor: str) -> bool:
+        """Whether training puts a LoRA on the layer with this weight, by the name it has in any weight file."""
+
+    def layer_shapes(self, info: BaseInfo) -> Mapping[str, tuple[int, ...]] | None:
+        """Shapes of the denoiser's weights by name, where a file holds several layers in one; else None: as it says.
+
+        Raises ModelError for a file that is missing or damaged.
+        """
+
+    def working_bytes(
+        self, info: BaseInfo, pixels: int, batch: int, learning: str | None, item_bytes: int
+    ) -> int | None:
+        """What the denoiser takes while it computes, beside weights and LoRA, for pictures of so many ``pixels`` each.
+
+        ``learning`` is the level of gradient checkpointing (``specs.CHECKPOINTING``), None while drawing;
+        ``item_bytes`` of one number. None: as SDXL's, in proportion to its size.
+        """
+
+    def fitting(
+        self, info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None
+    ) -> Fitting | None:
+        """What ``LoadedBase.fit`` would be if it were asked now, from headers only.
+
+        Raises MemoryBudgetError where nothing fits, ModelError, and DeviceError for a card that does not answer.
+        """
+
+    def least_bytes(self, info: BaseInfo) -> Mapping[str, LeastBytes]:
+        """Of parts that can be had in less memory than their files say, by name: what they take at least."""
 
     def check(self, info: BaseInfo) -> None:
         """Look at configs, tokenizers and headers. Raises ModelError for the first file that is not as it must be."""

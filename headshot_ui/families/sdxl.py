@@ -8,18 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headshot_ui.families.bases import find_bases, find_refiners
-from headshot_ui.families.protocol import LoraLayout
+from headshot_ui.families.protocol import Abilities, LoraLayout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from headshot_ui.families.fits import DenoiserWork, Fitting, LeastBytes
     from headshot_ui.families.protocol import (
         BaseInfo,
         LoadedBase,
         LoadedRefiner,
         LoraFacts,
         Misfit,
+        OtherVae,
         RefinerFacts,
         RefinerInfo,
         Vocabulary,
@@ -27,11 +29,24 @@ if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
 
+_KOHYA = LoraLayout(
+    "kohya",
+    "ComfyUI, A1111, Forge",
+    (
+        "ComfyUI: into the folder ComfyUI/models/loras; load it with the node “Load LoRA”.",
+        "A1111 and Forge: into the folder models/Lora; choose it on the tab “Lora”.",
+    ),
+)
+_DIFFUSERS = LoraLayout(
+    "diffusers", "diffusers", ("In Python: anywhere; pipeline.load_lora_weights takes the path of the file.",)
+)
+
+
 class SdxlFamily:
     """See ``protocol.Family``."""
 
     id = "sdxl"
-    lora_layouts = (LoraLayout("kohya", "ComfyUI, A1111, Forge"), LoraLayout("diffusers", "diffusers"))
+    lora_layouts = (_KOHYA, _DIFFUSERS)
 
     def bases(self, settings: Settings) -> tuple[BaseInfo, ...]:
         """Base models of this family under ``settings.models_dir``, described by a ``base.json`` or not."""
@@ -45,6 +60,34 @@ class SdxlFamily:
         from headshot_ui.families.sdxl_parts.found import misfits
 
         return misfits(settings)
+
+    def abilities(self, info: BaseInfo) -> Abilities:
+        """All of them."""
+        return Abilities()
+
+    def is_trained(self, tensor: str) -> bool:
+        """Whether training puts a LoRA on the layer with this weight; both layouts call them alike."""
+        return tensor.endswith(".weight") and (".attn" in tensor and ".to_" in tensor or ".ff.net." in tensor)
+
+    def layer_shapes(self, info: BaseInfo) -> Mapping[str, tuple[int, ...]] | None:
+        """Files hold each by itself."""
+        return None
+
+    def working_bytes(
+        self, info: BaseInfo, pixels: int, batch: int, learning: str | None, item_bytes: int
+    ) -> int | None:
+        """As measured, in proportion."""
+        return None
+
+    def fitting(
+        self, info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None
+    ) -> Fitting | None:
+        """There is only one way."""
+        return None
+
+    def least_bytes(self, info: BaseInfo) -> Mapping[str, LeastBytes]:
+        """As its files say."""
+        return {}
 
     def check(self, info: BaseInfo) -> None:
         """Look at configs, tokenizers and headers. Raises ModelError for the first file that is not as it must be."""
@@ -102,6 +145,12 @@ class SdxlFamily:
         from headshot_ui.families.sdxl_parts.refiner_files import refiner_facts
 
         return refiner_facts(info, base)
+
+    def other_vae(self, info: BaseInfo, settings: Settings) -> OtherVae | None:
+        """The float16-safe VAE where it would decode for this base. Raises ModelError for a damaged one."""
+        from headshot_ui.families.sdxl_parts.source import Source
+
+        return Source.find(info, settings).other_vae
 
     def split_steps(self, base: BaseInfo, steps: int, switch: float) -> tuple[int, int]:
         """Of ``steps``, those before and after the share ``switch`` of the noise schedule."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,36 +20,77 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FINISHING = "Finishing the pictures"
+SAVED_AT_ONCE = 3  # pictures that threads write while the next one is decoded
 STOPPED = "The work stopped before this picture was refined."
 UNFINISHED = "The work stopped before the refiner finished this picture: draw it again to see it finished."
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """A picture that a thread is writing."""
+
+    item: Drawn
+    image: Image.Image
+    written: Future[Picture]
 
 
 def finish(work: Work, folder: Path, judge: Judge | None, quiet: bool) -> None:
     """Decode, save and judge every drawn picture into ``work.saved``; after a cancel (``quiet``) without reporting.
 
-    A problem of the judge or a cancel is raised when all pictures are saved.
+    Threads write the last few pictures while the next one is decoded. A problem of the judge or a cancel is raised
+    when all pictures are saved; one of saving ends the decoding, and what else was being written is kept.
     """
     items = finishable(work)
     if not items:
         return
-    problem: Exception | None = None
     work.loaded.keep(frozenset({"vae"}))
-    best = None
-    for number, item in enumerate(items, start=1):
-        image = _decode(work, item.latents)
-        # Saved before it is judged: whatever the judge does, the picture is there.
-        work.saved.append(_save(work, folder, item, image, _why_stopped(work, item)))
+    saving: deque[_Saving] = deque()
+    finishing = _Finishing(work, folder, judge, quiet, len(items))
+    with ThreadPoolExecutor(SAVED_AT_ONCE, "saving") as threads:
         try:
-            if judge is not None:
-                work.saved[-1] = _judged(work, folder, item, image, judge)
-                best = max(best or 0.0, _percent(work.saved[-1]))
-            if not quiet and problem is None:
-                metrics = None if best is None else {"best_likeness_percent": best}
-                work.report(FINISHING, number, len(items), preview=work.saved[-1].path, metrics=metrics)
+            for item in items:
+                image = _decode(work, item.latents)
+                written = threads.submit(_save, work, folder, item, image, _why_stopped(work, item))
+                saving.append(_Saving(item, image, written))
+                if len(saving) > SAVED_AT_ONCE and not finishing.take(saving.popleft()):
+                    break
+        finally:
+            while saving:
+                finishing.take(saving.popleft())
+    if finishing.problem is not None:
+        raise finishing.problem
+
+
+@dataclass
+class _Finishing:
+    """What becomes of the pictures, in their order, once each is written."""
+
+    work: Work
+    folder: Path
+    judge: Judge | None
+    quiet: bool
+    total: int
+    problem: Exception | None = None  # the first one
+    best: float | None = None
+
+    def take(self, saving: _Saving) -> bool:
+        """Wait until a picture is written, then judge and report it. False when it could not be written."""
+        saved = self.work.saved
+        try:
+            saved.append(saving.written.result())
         except Exception as error:
-            problem = problem or error
-    if problem is not None:
-        raise problem
+            self.problem = self.problem or error
+            return False
+        try:  # saved before it is judged: whatever the judge does, the picture is there
+            if self.judge is not None:
+                saved[-1] = _judged(self.work, self.folder, saving.item, saving.image, self.judge)
+                self.best = max(self.best or 0.0, _percent(saved[-1]))
+            if not self.quiet and self.problem is None:
+                metrics = None if self.best is None else {"best_likeness_percent": self.best}
+                self.work.report(FINISHING, len(saved), self.total, preview=saved[-1].path, metrics=metrics)
+        except Exception as error:
+            self.problem = self.problem or error
+        return True
 
 
 def _why_stopped(work: Work, item: Drawn) -> str:
@@ -82,7 +125,8 @@ def _save(work: Work, folder: Path, item: Drawn, image: Image.Image, why: str) -
     """Write one picture; ``why`` says that it is not the refined one although that was asked for."""
     planned = item.planned
     path = folder / _file_name(planned)
-    save_png(path, image, picture_metadata(work.spec, planned, work.lora, work.mark, why, item.unfinished))
+    about = picture_metadata(work.spec, planned, work.lora, work.mark, why, item.unfinished, work.vae, work.precision)
+    save_png(path, image, about)
     refined = item.refined and not why
     return Picture(
         path, planned.preset, planned.title, planned.prompt, planned.seed, refined=refined, why_not_refined=why

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from headshot_ui.errors import SpecError
+from headshot_ui.families import abilities
 from headshot_ui.families.protocol import BaseInfo, Vocabulary
 from headshot_ui.generation.presets import Preset
 from headshot_ui.generation.prompts import render, render_free, render_negative
 from headshot_ui.generation.refiner_choice import OFF, Refining
+from headshot_ui.generation.speeds import guided_share
 from headshot_ui.specs import GenerateSpec
 
 #: No real word: models that know it understand any text.
@@ -18,9 +20,10 @@ _NO_WORD = "zqxwvkj"
 _SIZE_STEP = 64  # pixels; the limits below are those of GenerateSpec
 _SMALLEST, _LARGEST = 64, 2048
 
-#: Pixels drawn in one batch; the denoiser's memory grows with them. Four of 1024x1024 suit a 24 GB card, Apple's
-#: shared memory gets one of those. On a CPU pictures are drawn one by one: four at once were measured 5 % faster,
-#: but rounding depends on the size of the batch, and so a picture can be made again bit for bit.
+#: Pixels drawn in one batch; the denoiser's memory grows with them. Four of 1024x1024 suit a 24 GB card and eight one
+#: of 48 GB; more at once are no faster. Apple's shared memory gets one of those. On a CPU pictures are drawn one by
+#: one: four at once were measured 5 % faster, but rounding depends on the size of the batch, and so a picture can be
+#: made again bit for bit.
 PIXELS_PER_BATCH = {"cpu": 0, "mps": 1024**2, "cuda": 4 * 1024**2}
 LARGEST_BATCH = 16
 
@@ -45,10 +48,11 @@ def resolve(
     """The request with the base's defaults filled in, every preset named and the refiner too, if there is one.
 
     ``negative_prompt``, ``width`` and ``height`` stay None where each preset decides.
-    Raises SpecError for another base or an unknown preset.
+    Raises SpecError for another base, an unknown preset, and a negative prompt that the base does not read.
     """
     if spec.base != info.id:
         raise SpecError("base", f"The request is for the base “{spec.base}”, but “{info.id}” is loaded; choose it.")
+    check_negative(info, spec.negative_prompt)
     for preset_id in spec.presets:
         if preset_id not in presets:
             raise SpecError("presets", f"There is no preset “{preset_id}”; choose from {', '.join(presets)}.")
@@ -61,7 +65,12 @@ def resolve(
         refiner=None if refining is None else refining.info.id,
         refiner_switch=info.defaults.refiner_switch if spec.refiner_switch is None else spec.refiner_switch,
         refiner_strength=info.defaults.refiner_strength if spec.refiner_strength is None else spec.refiner_strength,
+        guided_share=_guided_share(spec) if abilities(info).reads_negative_prompt else 1.0,
     )
+
+
+def _guided_share(spec: GenerateSpec) -> float:
+    return guided_share(spec.speed) if spec.guided_share is None else spec.guided_share
 
 
 def plan(
@@ -73,10 +82,11 @@ def plan(
     """
     closed = bool(base.unknown_words(_NO_WORD))
     family, native = base.info.family, base.info.size_px
+    reads_negative = abilities(base.info).reads_negative_prompt
     looks: list[tuple[str, str, str, str, float]] = []
     for preset in (presets[preset_id] for preset_id in spec.presets):
         prompt = render(preset, trigger, class_word, closed, family)
-        negative = render_negative(preset, closed, family)
+        negative = render_negative(preset, closed, family) if reads_negative else ""
         looks.append((preset.id, preset.title, prompt, negative, preset.width_over_height))
     if spec.prompt.strip():
         looks.append(("", "Own prompt", render_free(spec.prompt, trigger, class_word), "", 1.0))
@@ -123,16 +133,27 @@ def batches(
 def batch_size(device: str, width: int, height: int, vram_limit_bytes: int | None = None) -> int:
     """Pictures of ``width`` x ``height`` pixels to denoise at once; 1 to ``LARGEST_BATCH``.
 
-    A limit below 24 GB lowers the GPU's share in proportion.
+    A GPU's share goes by its memory, or the limit that is set, up to 48 GB.
     """
     pixels = PIXELS_PER_BATCH.get(device, 0)
     if device == "cuda" and vram_limit_bytes is not None:
-        pixels = int(pixels * min(1.0, vram_limit_bytes / (24 * 2**30)))
+        # A card sold as 48 GB has a little less, and that little must not cost it a picture.
+        pixels = int(pixels * min(2.0, 1.05 * vram_limit_bytes / (24 * 2**30)))
     return min(max(pixels // (width * height), 1), LARGEST_BATCH)
 
 
 def _to_step(pixels: float) -> int:
     return min(max(round(pixels / _SIZE_STEP) * _SIZE_STEP, _SMALLEST), _LARGEST)
+
+
+def check_negative(info: BaseInfo, text: str | None) -> None:
+    """Raise SpecError for a negative prompt that the base model does not read: it would be without effect."""
+    if text and text.strip() and not abilities(info).reads_negative_prompt:
+        raise SpecError(
+            "negative_prompt",
+            f"“{info.title}” reads no words for what should not be in the picture: leave them out, and describe what "
+            "should be there.",
+        )
 
 
 def check_words(base: Vocabulary, field: str, texts: Sequence[str]) -> None:

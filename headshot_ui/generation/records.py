@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from headshot_ui.errors import ModelError, StoreError
 from headshot_ui.generation.loras import ChosenLora, choose_lora
 from headshot_ui.generation.plan import PlannedPicture
 from headshot_ui.generation.refiner_choice import OFF, RefinerMark, weights_sha256
+from headshot_ui.generation.vae_mark import VaeMark, check_vae
 from headshot_ui.likeness import Likeness
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store, read_json, read_png_metadata, write_json_atomic
@@ -44,11 +46,14 @@ def picture_metadata(
     refiner: RefinerMark | None = None,
     why_not_refined: str = "",
     unfinished: bool = False,
+    vae: VaeMark | None = None,
+    precision: str = "",
 ) -> dict[str, Any]:
     """What goes into the PNG. ``spec`` is the resolved request, so nothing depends on later defaults.
 
     ``why_not_refined`` is a sentence when the request asked for ``refiner`` but this picture is without it;
-    ``unfinished`` is True when the base had left the end of it to the refiner.
+    ``unfinished`` is True when the base had left the end of it to the refiner; ``vae`` is one that is not its own;
+    ``precision`` is "8 bit", say, where the base was rounded to fit the card.
     """
     asked = None if refiner is None else {**asdict(refiner), "why_not_refined": why_not_refined}
     if asked is not None and unfinished:
@@ -60,6 +65,8 @@ def picture_metadata(
         "picture": asdict(picture),
         "lora": None if lora is None else {"name": lora.name, "sha256": lora.sha256, "scale": spec.lora_scale},
         "refiner": asked,
+        "vae": None if vae is None else asdict(vae),
+        **({"precision": precision} if precision else {}),
     }
 
 
@@ -67,8 +74,8 @@ def regenerate(path: Path, store: Store | None = None) -> GenerateSpec:
     """The request that draws the picture ``path`` again, alone and whatever became of its preset since.
 
     Bit for bit on the CPU of the same machine; on GPUs rounding depends on the pictures drawn beside it.
-    A picture that a stop left unfinished is drawn to its end. With ``store`` the LoRA and the refiner are looked up
-    too. Raises StoreError when the PNG holds no request, ModelError when the LoRA or the refiner is no longer the one
+    A picture that a stop left unfinished is drawn to its end. With ``store`` the LoRA, the refiner and the VAE are
+    looked up too. Raises StoreError when the PNG holds no request, ModelError when one of those is no longer the one
     that drew it.
     """
     data = read_png_metadata(path)
@@ -92,6 +99,7 @@ def regenerate(path: Path, store: Store | None = None) -> GenerateSpec:
         )
         sha256 = lora["sha256"] if lora is not None else None
         refiner_sha256 = refiner["sha256"] if refiner is not None else None
+        vae = VaeMark(**data["vae"]) if data.get("vae") is not None else None
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} does not say how it was made; choose a picture made by this program.") from error
     if store is not None and sha256 is not None:
@@ -100,6 +108,8 @@ def regenerate(path: Path, store: Store | None = None) -> GenerateSpec:
             raise ModelError(f"The LoRA “{spec.lora}” is not the one that drew {path.name}; draw a new picture.")
     if store is not None and refiner_sha256 is not None:
         _check_refiner(spec, refiner_sha256, path, store)
+    if store is not None and "vae" in data:  # pictures from before that do not say
+        check_vae(vae, spec, path, store)
     return spec
 
 
@@ -134,6 +144,7 @@ def write_ranking(
     seconds: float,
     state: str,
     refiner: RefinerMark | None = None,
+    vae: VaeMark | None = None,
 ) -> None:
     """Write ``folder/headshots.json``; ``state`` is "done", "cancelled" or "failed". Raises StoreError."""
     entries = [{**asdict(picture), "path": picture.path.name} for picture in pictures]
@@ -146,6 +157,7 @@ def write_ranking(
             "request": spec.to_json(),
             "lora": None if lora is None else {"name": lora.name, "sha256": lora.sha256},
             "refiner": None if refiner is None else asdict(refiner),
+            "vae": None if vae is None else asdict(vae),
             "seconds": round(seconds, 3),
             "pictures": entries,
         },
@@ -154,18 +166,31 @@ def write_ranking(
 
 def read_ranking(folder: Path) -> tuple[Picture, ...]:
     """The pictures of a finished request, best first; those whose file is gone are left out. Raises StoreError."""
-    data = read_json(folder / RANKING)
+    return still_there(folder, pictures_of(folder, read_json(folder / RANKING)))
+
+
+def pictures_of(folder: Path, data: Any) -> tuple[Picture, ...]:
+    """All pictures that a ranking, as read, names, whatever became of their files. Raises StoreError."""
     try:
-        pictures = [
+        return tuple(
             Picture(
                 **{
                     **entry,
-                    "path": folder / Path(entry["path"]).name,
+                    "path": folder / os.path.basename(entry["path"]),
                     "likeness": None if entry["likeness"] is None else Likeness(**entry["likeness"]),
                 }
             )
             for entry in data["pictures"]
-        ]
+        )
     except (KeyError, TypeError) as error:
         raise StoreError(f"{folder / RANKING} is damaged; the pictures beside it are not.") from error
-    return tuple(picture for picture in pictures if picture.path.is_file())
+
+
+def still_there(folder: Path, pictures: tuple[Picture, ...]) -> tuple[Picture, ...]:
+    """Those whose file lies in ``folder``: one look at the folder instead of one at each of thousands of files."""
+    try:
+        names = set(os.listdir(folder))
+    except OSError:
+        return ()
+    there = tuple(picture for picture in pictures if picture.path.name in names)
+    return pictures if len(there) == len(pictures) else there

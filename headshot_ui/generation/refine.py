@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from headshot_ui.capture import graphs
 from headshot_ui.errors import ModelError
 from headshot_ui.families.protocol import BaseInfo, LoadedRefiner, PromptEmbeds, RefineRequest, RefinerInfo
 from headshot_ui.generation.plan import PlannedPicture, batches
@@ -29,6 +31,24 @@ LIKENESS_MAY_FALL_BY = 5.0
 EMPTY_BUT_READ = " "
 
 OpenRefiner = Callable[[], AbstractContextManager[LoadedRefiner]]
+
+
+@dataclass(frozen=True)
+class RefinerDoor:
+    """An ``OpenRefiner`` that can be told a moment before that it will be called."""
+
+    open: OpenRefiner
+    expect: Callable[[], None]
+
+    def __call__(self) -> AbstractContextManager[LoadedRefiner]:
+        return self.open()
+
+
+def expect(open_refiner: OpenRefiner | None) -> None:
+    """The refiner comes next."""
+    if isinstance(open_refiner, RefinerDoor):
+        open_refiner.expect()
+
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +86,14 @@ def refine_all(work: Work, embeds: Mapping[str, PromptEmbeds], open_refiner: Ope
     by_index = {item.planned.index: item for item in work.drawn}
     with open_refiner() as refiner:
         try:
-            for batch in batches(work.planned, settings.device, card_bytes(settings)):
-                items = [by_index[picture.index] for picture in batch]
-                latents, _ = stage.run(refiner.refine(_request(work, refining, embeds, items)), len(items))
-                for row, item in enumerate(items):
-                    _put(item, latents[row : row + 1])
-                stage.keep(len(items))
+            with graphs(settings.device) as recorded:
+                for batch in batches(work.planned, settings.device, card_bytes(settings)):
+                    items = [by_index[picture.index] for picture in batch]
+                    request = replace(_request(work, refining, embeds, items), recorder=recorded.record)
+                    latents, _ = stage.run(refiner.refine(request), len(items))
+                    for row, item in enumerate(items):
+                        _put(item, latents[row : row + 1])
+                    stage.keep(len(items))
         finally:  # the VAE needs the room; after a GPU error this may fail too, and the first error is the one to tell
             with suppress(RuntimeError):
                 refiner.keep(frozenset())
@@ -94,6 +116,7 @@ def _request(
         width=pictures[0].width,
         start_at=refining.switch if refining.way == ENSEMBLE else None,
         strength=refining.strength if refining.way == IMG2IMG else None,
+        guided_share=work.guided_share,
     )
 
 

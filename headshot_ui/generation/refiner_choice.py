@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headshot_ui import families
 from headshot_ui.errors import ModelError, SpecError
-from headshot_ui.families.protocol import BaseInfo, RefinerFacts, RefinerInfo
+from headshot_ui.families.protocol import BaseInfo, OtherVae, RefinerFacts, RefinerInfo
 from headshot_ui.store import told_plainly
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def mark_of(refining: Refining) -> RefinerMark:
     return RefinerMark(refining.info.id, weights_sha256(refining.facts), refining.way)
 
 
-def weights_sha256(facts: RefinerFacts) -> str:
+def weights_sha256(facts: RefinerFacts | OtherVae) -> str:
     """SHA-256 over the weight files in their order; they are read again only when they changed. Raises StoreError."""
     files = []
     for path in facts.weights:

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui import families
+from headshot_ui.capture import graphs
 from headshot_ui.errors import Cancelled, StoreError
+from headshot_ui.families.fits import DenoiserWork
 from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, LoadedBase, PromptEmbeds, Vocabulary
 from headshot_ui.generation.finish import FINISHING, finish
+from headshot_ui.generation.kept_prompts import KeptPrompts
 from headshot_ui.generation.loras import ChosenLora, base_note, check_family, choose_lora, person_words
 from headshot_ui.generation.plan import PlannedPicture, batches, plan, resolve
 from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.records import Picture, ordered, write_ranking
-from headshot_ui.generation.refine import REFINING, OpenRefiner, refine_all, refiner_negative, refining_here
+from headshot_ui.generation.refine import REFINING, OpenRefiner, expect, refine_all, refiner_negative, refining_here
 from headshot_ui.generation.refiner_choice import ENSEMBLE, Refining, choose_refining, mark_of
+from headshot_ui.generation.speeds import reuse_below
+from headshot_ui.generation.vae_mark import vae_mark
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
 from headshot_ui.likeness import Judge, rank
-from headshot_ui.memory import card_bytes
+from headshot_ui.memory import card_bytes, spare_vram_bytes
 from headshot_ui.recipes import load_recipes, with_recipe
-from headshot_ui.specs import GenerateSpec
+from headshot_ui.specs import FAST, GenerateSpec
 from headshot_ui.store import Store, check_free_space, new_folder
 
 if TYPE_CHECKING:
@@ -80,12 +86,13 @@ def generate(
     refining = refining_here(spec, loaded.info, store.settings, open_refiner is not None)
     resolved, lora, planned = _checked(spec, store, loaded, refining)
     mark = None if refining is None else mark_of(refining)
-    work = Work(resolved, planned, lora, refining, mark, store, loaded, report)
+    work = Work(resolved, planned, lora, refining, mark, vae_mark(loaded), store, loaded, report)
+    _tell_speed(work)
     embeds = _read_prompts(work)
     folder = new_folder(store.headshots_dir(spec.person), datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     problem: Exception | None = None
     try:
-        _draw(work, embeds)
+        _draw(work, embeds, partial(expect, open_refiner))
         if refining is not None and open_refiner is not None:
             refine_all(work, embeds, open_refiner)
     except Exception as error:  # whatever it is, what was drawn before it is saved
@@ -101,7 +108,7 @@ def generate(
     if pictures:
         state = "done" if problem is None else "cancelled" if isinstance(problem, Cancelled) else "failed"
         try:
-            write_ranking(folder, work.spec, pictures, work.lora, seconds, state, mark)
+            write_ranking(folder, work.spec, pictures, work.lora, seconds, state, mark, work.vae)
         except StoreError as error:  # the first problem is the one to tell
             problem = problem or error
     else:
@@ -127,6 +134,21 @@ def _checked(
     return resolved, lora, planned
 
 
+def _tell_speed(work: Work) -> None:
+    """“Fast” leaves out a pass that some base models have none of: said, with what it does instead."""
+    info = work.loaded.info
+    can = families.abilities(info)
+    if work.spec.speed != FAST or can.reads_negative_prompt:
+        return
+    note = f"“{info.title}” draws every step in one pass, so that “fast” makes no difference."
+    if can.reuses_blocks:
+        note = (
+            f"“{info.title}” is drawn fast: in steps that change little, most of the network is left out. Details "
+            "differ from those of an exact picture."
+        )
+    work.report(READING, 0, 1, note=note)
+
+
 def _use_lora(work: Work) -> None:
     """Put the request's LoRA on, before the prompts are read: it may change the text encoders too. ``_draw`` takes
     it off again. Says once when it was trained on another base model."""
@@ -142,14 +164,32 @@ def _use_lora(work: Work) -> None:
 def _read_prompts(work: Work) -> Mapping[str, PromptEmbeds]:
     """Text → its embeddings with first dimension 1, each text once and alone, so that no other text touches it.
 
-    They are read with the request's LoRA, which is on afterwards; when reading breaks off it is off again.
+    Those that the base has read before may be kept on disk (``kept_prompts``). They are read with the request's LoRA,
+    which is on afterwards; when reading breaks off it is off again.
     """
     try:
         _use_lora(work)
+        _make_fit(work)
         return _all_embeds(work)
     except BaseException:
         work.loaded.use_loras(())
         raise
+
+
+def _make_fit(work: Work) -> None:
+    """Have the base fit the memory for the largest of what is drawn at once; what it costs stands in the pictures."""
+    groups = _groups(work)
+    largest = max(groups, key=lambda group: len(group) * group[0].width * group[0].height)
+    drawing = DenoiserWork(None, largest[0].width, largest[0].height, max(map(len, groups)), work.steps)
+    fitting = work.loaded.fit(drawing)
+    if fitting is not None:
+        work.precision = fitting.precision
+        _log.info("%s", fitting.sentence)
+
+
+def _groups(work: Work) -> list[list[PlannedPicture]]:
+    settings = work.store.settings
+    return batches(work.planned, settings.device, card_bytes(settings))
 
 
 def _all_embeds(work: Work) -> Mapping[str, PromptEmbeds]:
@@ -157,38 +197,55 @@ def _all_embeds(work: Work) -> Mapping[str, PromptEmbeds]:
     if work.refining is not None:
         wanted += [refiner_negative(picture, work.refining) for picture in work.planned]
     texts = list(dict.fromkeys(wanted))
-    work.report(READING, 0, len(texts))
-    work.loaded.keep(frozenset({"text"}))
-    embeds = {}
-    for number, text in enumerate(texts, start=1):
+    kept = KeptPrompts.of(work.store.prompts_dir(work.spec.person), work.loaded.text_key)
+    embeds = {} if kept is None else {text: found for text in texts if (found := kept.find(text)) is not None}
+    work.report(READING, len(embeds), len(texts))
+    unread = [text for text in texts if text not in embeds]
+    if unread:  # else no text encoder is needed at all
+        work.loaded.keep(frozenset({"text"}))
+    for text in unread:
         embeds[text] = work.loaded.encode_prompts([text])
-        work.report(READING, number, len(texts))
+        if text == unread[0]:
+            work.loaded.expect(frozenset({"denoiser"}), spare_vram_bytes(work.store.settings))
+        if kept is not None:
+            kept.keep(text, embeds[text])
+        work.report(READING, len(embeds), len(texts))
     return embeds
 
 
-def _draw(work: Work, embeds: Mapping[str, PromptEmbeds]) -> None:
-    """Denoise batch after batch into ``work.drawn``. The LoRA is off again when this ends, however it ends."""
+def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[[], None]) -> None:
+    """Denoise batch after batch into ``work.drawn``. The LoRA is off again when this ends, however it ends.
+
+    ``expect_next`` is called in the last batch, when it is known how much room computing takes.
+    """
     settings, loaded, refining = work.store.settings, work.loaded, work.refining
     halfway = refining is not None and refining.way == ENSEMBLE
-    stage = DrawingStage(work, DRAWING, len(work.planned), work.steps if refining is None else refining.base_steps)
+    can = families.abilities(loaded.info)
     try:
-        loaded.keep(frozenset({"denoiser"}))
-        for batch in batches(work.planned, settings.device, card_bytes(settings)):
-            request = DenoiseRequest(
-                embeds=stacked(embeds, (picture.prompt for picture in batch)),
-                negative_embeds=stacked(embeds, (picture.negative_prompt for picture in batch)),
-                seeds=[picture.seed for picture in batch],
-                steps=work.steps,
-                guidance_scale=work.guidance_scale,
-                height=batch[0].height,
-                width=batch[0].width,
-                stop_at=refining.switch if refining is not None and halfway else 1.0,
-            )
-            latents, clean = stage.run(loaded.denoise(request), len(batch))
-            work.drawn += [
-                Drawn(picture, latents[row : row + 1], halfway, None if clean is None else clean[row : row + 1])
-                for row, picture in enumerate(batch)
-            ]
-            stage.keep(len(batch))
+        loaded.keep(frozenset({"denoiser"}))  # tells how far it is where that takes long, so drawing is told after it
+        stage = DrawingStage(work, DRAWING, len(work.planned), work.steps if refining is None else refining.base_steps)
+        groups = _groups(work)
+        with graphs(settings.device) as recorded:
+            for batch in groups:
+                request = DenoiseRequest(
+                    embeds=stacked(embeds, (picture.prompt for picture in batch)),
+                    negative_embeds=stacked(embeds, (picture.negative_prompt for picture in batch)),
+                    seeds=[picture.seed for picture in batch],
+                    steps=work.steps,
+                    guidance_scale=work.guidance_scale,
+                    height=batch[0].height,
+                    width=batch[0].width,
+                    stop_at=refining.switch if refining is not None and halfway else 1.0,
+                    guided_share=work.guided_share,
+                    reuse_below=reuse_below(work.spec.speed) if can.reuses_blocks else 0.0,
+                    recorder=recorded.record,
+                )
+                after_first = expect_next if batch is groups[-1] else None
+                latents, clean = stage.run(loaded.denoise(request), len(batch), after_first)
+                work.drawn += [
+                    Drawn(picture, latents[row : row + 1], halfway, None if clean is None else clean[row : row + 1])
+                    for row, picture in enumerate(batch)
+                ]
+                stage.keep(len(batch))
     finally:
         loaded.use_loras(())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.families.protocol import DenoiseStep, LoadedBase, PromptEmbeds
+from headshot_ui.generation.ahead import one_ahead, read_aside
 from headshot_ui.generation.loras import ChosenLora
 from headshot_ui.generation.plan import PlannedPicture
 from headshot_ui.generation.records import Picture
 from headshot_ui.generation.refiner_choice import RefinerMark, Refining
+from headshot_ui.generation.vae_mark import VaeMark
 from headshot_ui.specs import GenerateSpec
-from headshot_ui.store import Store, save_png
+from headshot_ui.store import PNG_LEAST_EFFORT, Store, save_png
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +51,11 @@ class Work:
     lora: ChosenLora | None
     refining: Refining | None
     mark: RefinerMark | None  # of the refiner, for the pictures
+    vae: VaeMark | None  # likewise
     store: Store
     loaded: LoadedBase
     report: Reporter
+    precision: str = ""  # of the denoiser where it was made to fit the card and its numbers are others, e.g. "8 bit"
     drawn: list[Drawn] = field(default_factory=list)
     saved: list[Picture] = field(default_factory=list)
 
@@ -66,6 +70,12 @@ class Work:
         assert self.spec.guidance_scale is not None  # resolved
         return self.spec.guidance_scale
 
+    @property
+    def guided_share(self) -> float:
+        """Of the steps of the whole schedule, those that are guided."""
+        assert self.spec.guided_share is not None  # resolved
+        return self.spec.guided_share
+
 
 class DrawingStage:
     """Takes one batch after the other through a denoiser.
@@ -79,13 +89,17 @@ class DrawingStage:
         self._finished = 0  # pictures
         work.report(name, 0, self._total)
 
-    def run(self, steps: Iterator[DenoiseStep], size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def run(
+        self, steps: Iterator[DenoiseStep], size: int, after_first: Callable[[], None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, C, h, w) after the last step and, if noise is left, those expected behind it; both on the CPU.
 
-        Raises Cancelled; call ``keep`` once they are safe.
+        ``after_first`` is called after the first step. Raises Cancelled; call ``keep`` once they are safe.
         """
         done = None
-        for done in steps:
+        for done in one_ahead(steps, self._work.store.settings.device):
+            if done.step == 1 and after_first is not None:
+                after_first()
             shown = done.step % PREVIEW_EVERY == 0 or done.step == done.total
             preview = _save_preview(self._work, done.latents) if shown else None
             if done.step < done.total:  # the last step is reported once its pictures are kept: a cancel loses none
@@ -113,7 +127,7 @@ def stacked(embeds: Mapping[str, PromptEmbeds], texts: Iterable[str]) -> PromptE
 def _save_preview(work: Work, latents: torch.Tensor) -> Path:
     """A small picture of what is being drawn."""
     path = work.store.headshots_dir(work.spec.person) / PREVIEW
-    save_png(path, tiled(work.loaded.preview(latents[:PREVIEW_TILES])), {})
+    save_png(path, tiled(work.loaded.preview(read_aside(latents[:PREVIEW_TILES]))), {}, PNG_LEAST_EFFORT)
     return path
 
 

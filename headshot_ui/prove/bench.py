@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from headshot_ui.dataset.types import Dataset
+    from headshot_ui.export.lora import LoraExport
     from headshot_ui.families.protocol import BaseInfo, LoadedBase, PromptEmbeds
     from headshot_ui.generation.runner import GenerateResult
     from headshot_ui.jobs import Reporter
@@ -98,6 +99,9 @@ class Bench:
     learned: GenerateResult | None = None  # the same with the LoRA
     refined: dict[str, GenerateResult] = field(default_factory=dict)  # by way
     latents: Latents | None = None
+    exported: LoraExport | None = None  # the LoRA as other programs take it
+    #: Of the way in which the base was made to fit first: all that is compared is computed in it. None before that.
+    precision: str | None = None
 
     @property
     def lora(self) -> Path:
@@ -110,14 +114,28 @@ class Bench:
         assert self.latents is not None
         if self.latents.with_lora is None:
             with self.shop.loaded(self.info) as loaded:
-                loaded.keep(frozenset({"denoiser"}))
                 loaded.use_loras([(self.lora, 1.0)])
+                self.make_ready(loaded)
                 on = self.few_steps(loaded, self.latents.embeds, self.latents.negative)
             self.latents = replace(self.latents, with_lora=on)
         assert self.latents.with_lora is not None
         return self.latents.with_lora
 
     # --- drawing ----------------------------------------------------------------------------------
+    def make_fit(self, loaded: LoadedBase, steps: int) -> None:
+        """Have the base fit the memory for ``steps`` passes of one picture, in the same precision every time."""
+        from headshot_ui.families.fits import DenoiserWork
+
+        side = self.info.size_px
+        fitting = loaded.fit(DenoiserWork(None, side, side, 1, steps, self.info.defaults.rank), self.precision)
+        if fitting is not None and self.precision is None:
+            self.precision = fitting.precision
+
+    def make_ready(self, loaded: LoadedBase) -> None:
+        """To be called before ``few_steps``, when the LoRAs are on."""
+        self.make_fit(loaded, self.plan.amounts.latent_steps)
+        loaded.keep(frozenset({"denoiser"}))
+
     def few_steps(self, loaded: LoadedBase, embeds: PromptEmbeds, negative: PromptEmbeds) -> torch.Tensor:
         """(1, C, h, w) float32 on the CPU: the same noise by the model as it is now.
 
@@ -136,6 +154,7 @@ class Bench:
     def prompts(self, loaded: LoadedBase) -> tuple[PromptEmbeds, PromptEmbeds]:
         """The prompt of every picture here and the empty one."""
         subject = f"{self.info.defaults.trigger} person"
+        self.make_fit(loaded, self.plan.amounts.latent_steps)
         loaded.keep(frozenset({"text"}))
         embeds = loaded.encode_prompts([PROMPT.format(subject=subject)]), loaded.encode_prompts([""])
         loaded.keep(frozenset({"denoiser"}))
@@ -146,8 +165,10 @@ class Bench:
         """What is alive now, after rubbish is cleared."""
         import torch
 
+        from headshot_ui import pinned
         from headshot_ui.memory import give_back, own_ram_bytes
 
+        pinned.settle()  # its thread may still hold what was dropped
         gc.collect()
         give_back()
         storages: dict[int, int] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from headshot_ui.errors import HeadshotError, ModelError
 from headshot_ui.forecast import likely_device
-from headshot_ui.prove.random_models import RANDOM_IDS
+from headshot_ui.prove.random_sets import random_ids
 from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
 from headshot_ui.training.plan import WARMUP_STEPS
 
@@ -64,7 +64,7 @@ class ProvePlan:
     @property
     def random(self) -> bool:
         """Whether the weights are random, so that nothing can be said of what is drawn."""
-        return self.base in RANDOM_IDS
+        return self.base in random_ids()
 
     @property
     def prepare(self) -> PrepareSpec:

@@ -16,15 +16,17 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui.families.bases import BASE_FILE, REFINER_FILE
-from headshot_ui.families.sdxl_parts.files import published, read_json_file
+from headshot_ui.families.sdxl_parts.files import published
+from headshot_ui.families.shared_parts.files import read_json_file
 from headshot_ui.memory import give_back
+from headshot_ui.prove.random_parts import OUTLINE, building, write_outline
+from headshot_ui.prove.random_sets import RandomSet
 from headshot_ui.settings import pick_device
 from headshot_ui.store import write_json_atomic
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 BASE_ID, REFINER_ID = "random-sdxl", "random-sdxl-refiner"
+BASE_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 RANDOM_IDS = frozenset({BASE_ID, REFINER_ID})
 CODEFORMER = Path("codeformer", "codeformer.safetensors")
 #: Disk space of a full set: 6.9 GB of base, 4.5 GB of refiner and 0.4 GB of CodeFormer.
@@ -87,8 +90,9 @@ def make_random_models(
 ) -> tuple[Path, ...]:
     """Write base, refiner and (by default only at full size: it has no other) CodeFormer; the folders made.
 
-    ``device`` is where the random numbers are drawn (None: the best there is); ``told`` hears what is made next. The
-    same arguments and device give the same files. Raises what writing raises; a folder that is there is replaced.
+    ``device`` is where the random numbers are drawn (None: the best there is; ``OUTLINE``: nowhere); ``told`` hears
+    what is made next. The same arguments and device give the same files. Raises what writing raises; a folder that is
+    there is replaced.
     """
     device = device or pick_device()
     made = [
@@ -104,13 +108,10 @@ def make_random_models(
 
 def make_base(folder: Path, size: str, device: str, seed: int, told: Callable[[str], None]) -> Path:
     """A base in diffusers layout with its ``base.json``, weights float16."""
-    differences = SIZES[size].base
     _begin(folder, published("base"), ("scheduler", "tokenizer", "tokenizer_2"))
-    for number, (part, make) in enumerate(
-        (("unet", _unet), ("vae", _vae), ("text_encoder", _text_encoder), ("text_encoder_2", _text_encoder_2))
-    ):
+    for number, part in enumerate(BASE_PARTS):
         told(f"{BASE_ID}: {part}")
-        _write(folder, part, "base", differences.get(part, {}), make, device, seed + number)
+        _write(folder, "base", part, size, device, seed + number)
     defaults = {"train_steps": 1000, "rank": 32, "learning_rate": SIZES[size].learning_rate}
     facts = {"size_px": SIZES[size].size_px, "defaults": defaults}
     write_json_atomic(folder / BASE_FILE, {**_facts(BASE_ID, "Random weights (draws noise)"), **facts})
@@ -121,7 +122,7 @@ def make_refiner(folder: Path, size: str, device: str, seed: int, told: Callable
     """A refiner of that base with its ``refiner.json``, weights float16."""
     _begin(folder, published("refiner"), ("scheduler",))
     told(f"{REFINER_ID}: unet")
-    _write(folder, "unet", "refiner", SIZES[size].refiner.get("unet", {}), _unet, device, seed)
+    _write(folder, "refiner", "unet", size, device, seed)
     facts = {"bases": [BASE_ID]}
     write_json_atomic(folder / REFINER_FILE, {**_facts(REFINER_ID, "Random refiner (draws noise)"), **facts})
     return folder
@@ -134,36 +135,14 @@ def make_codeformer(path: Path, device: str, seed: int, told: Callable[[str], No
 
     told("codeformer")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _building(device, seed, half=False):
+    with building(device, seed, "float32"):
         net: torch.nn.Module = CodeFormer()
         net.position_emb.data.normal_(0, 0.02)  # type: ignore[operator]  # zeros at first, as in no trained file
-    save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, path)
+    if device == OUTLINE:
+        write_outline(path, net)
+    else:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}, path)
     return path
-
-
-def linked_models(source: Path, target: Path) -> None:
-    """What lies in the models folder ``source`` again in ``target``, without its large base models and CodeFormer.
-
-    Random ones take their place, and must never be written through a link. The demo is copied, because it is looked
-    for by walking, which passes links by; the rest is linked, or copied where the system allows no links.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(source.iterdir()) if source.is_dir() else ():
-        if entry.name == CODEFORMER.parts[0]:
-            continue
-        if entry.name == "demo":
-            shutil.copytree(entry, target / entry.name)
-        elif not entry.is_dir():
-            shutil.copy(entry, target)
-        elif not any(entry.rglob("*.json")):  # networks for faces; a base model or refiner brings its configs
-            _link(entry, target / entry.name)
-
-
-def _link(entry: Path, place: Path) -> None:
-    try:
-        place.symlink_to(entry.absolute(), target_is_directory=True)
-    except OSError:
-        shutil.copytree(entry, place)
 
 
 # --- parts --------------------------------------------------------------------------------------------
@@ -176,40 +155,39 @@ def _begin(folder: Path, configs: Path, copied: Sequence[str]) -> None:
         shutil.copytree(configs / name, folder / name)
 
 
-def _write(
-    folder: Path,
-    part: str,
-    model: str,
-    differences: dict[str, Any],
-    make: Callable[[dict[str, Any]], Any],
-    device: str,
-    seed: int,
-) -> None:
-    from headshot_ui.families.sdxl_parts.load import quiet
+def config_of(model: str, part: str, size: str) -> dict[str, Any]:
+    """The config of a part of "base" or "refiner": as published, with what differs at this size."""
+    differences: dict[str, dict[str, Any]] = getattr(SIZES[size], model)
+    return {**read_json_file(published(model) / part / "config.json"), **differences.get(part, {})}
 
-    config = read_json_file(published(model) / part / "config.json")
+
+def build_part(model: str, part: str, size: str) -> Any:
+    """A module of that shape, with the weights its own class begins with, on torch's default device."""
+    makers = {"unet": _unet, "vae": _vae, "text_encoder": _text_encoder, "text_encoder_2": _text_encoder_2}
+    return makers[part](config_of(model, part, size))
+
+
+def random_part(model: str, part: str, size: str, device: str, seed: int) -> Any:
+    """One part of a "base" or "refiner" in float16 on ``device``, as it is written by the functions above."""
+    from headshot_ui.families.shared_parts.load import quiet
+
     with quiet():
-        with _building(device, seed):
-            module = make({**config, **differences})
-        module.half().save_pretrained(folder / part)
+        with building(device, seed, "float16"):
+            module = build_part(model, part, size)
+        return module.half()
+
+
+def _write(folder: Path, model: str, part: str, size: str, device: str, seed: int) -> None:
+    from headshot_ui.families.shared_parts.load import quiet
+
+    module = random_part(model, part, size, device, seed)
+    if device == OUTLINE:
+        write_outline(folder / part / f"{part}.safetensors", module)
+    else:
+        with quiet():
+            module.save_pretrained(folder / part)
     del module
     give_back()
-
-
-@contextmanager
-def _building(device: str, seed: int, half: bool = True) -> Iterator[None]:
-    """Modules made in the block begin on ``device`` and in float16, so that none is there twice in float32."""
-    import torch
-
-    before = torch.get_default_dtype()
-    devices = [0] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.device(device):
-        torch.manual_seed(seed)
-        torch.set_default_dtype(torch.float16 if half else torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(before)
 
 
 def _unet(config: dict[str, Any]) -> Any:
@@ -238,6 +216,16 @@ def _text_encoder_2(config: dict[str, Any]) -> Any:
 
 def _facts(model_id: str, title: str) -> dict[str, Any]:
     return {"id": model_id, "family": "sdxl", "title": title, "licence": "none: no trained weights", "note": NOTE}
+
+
+SET = RandomSet(
+    BASE_ID,
+    RANDOM_IDS,
+    FULL_BYTES,
+    6 * 10**9,
+    lambda models_dir, size, device, told: make_random_models(models_dir, size, device=device, told=told),
+    frozenset({CODEFORMER.parts[0]}),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from headshot_ui.card_state import has_lost_card
+from headshot_ui.card_words import DRIVERS
 from headshot_ui.errors import Cancelled, HeadshotError
 from headshot_ui.logs import is_out_of_memory
 from headshot_ui.prove.bench import Bench, Clock
@@ -19,6 +21,13 @@ from headshot_ui.wording import format_seconds
 if TYPE_CHECKING:
     from headshot_ui.prove.plan import ProvePlan
     from headshot_ui.workshop import JobContext, Workshop
+
+LOST_IN_PROOF = (
+    f"Let the card cool, bring its driver up to date ({DRIVERS}) and try again; should it happen again, test the "
+    "card's memory and power supply, and set it back to its usual clock."
+)
+#: Where ``missing`` tells that the card is gone, which nothing can be built on.
+CARD = "the graphics card"
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +52,12 @@ def _tried(check: Check, bench: Bench, missing: dict[str, str]) -> Result:
     meter = bench.job.meter
     lacking = next((missing[needed] for needed in check.needs if needed in missing), None)
     with meter.stage(check.id):
-        if lacking is not None:
+        if CARD in missing:
+            finding = not_possible(missing[CARD])
+        elif lacking is not None:
             finding = not_possible(f"it would say nothing, because this did not hold: {lacking}")
         else:
-            finding = _found(check, bench)
+            finding = _found(check, bench, missing)
     if finding.verdict != "holds" and not finding.leads_on:
         missing[check.id] = check.title
     use = meter.stages[-1]
@@ -57,18 +68,26 @@ def _tried(check: Check, bench: Bench, missing: dict[str, str]) -> Result:
     )  # fmt: skip
 
 
-def _found(check: Check, bench: Bench) -> Finding:
+def _found(check: Check, bench: Bench, missing: dict[str, str]) -> Finding:
     bench.job.report(check.title[0].upper() + check.title[1:], 0, 1)
     try:
         return check.run(bench)
     except Cancelled:
         raise
-    except HeadshotError as error:
-        return fails("it broke off", str(error))
     except Exception as error:
+        if has_lost_card(error):
+            _log.exception("The check %s lost the card", check.id)
+            missing[CARD] = f"it would say nothing, because the graphics card stopped working while: {check.title}"
+            return fails(f"the graphics card stopped working ({_first_line(error)})", LOST_IN_PROOF)
+        if isinstance(error, HeadshotError):
+            return fails("it broke off", str(error))
         _log.exception("The check %s broke off", check.id)
         if is_out_of_memory(error):
             bench.shop.residency.evict()
             return fails("memory ran out", "Close other programs, or choose a smaller base model.")
         told = f"it broke off: {type(error).__name__}: {error}"
         return fails(told[:300], "Attach this report and the log to an issue.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:120]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headshot_ui.errors import SpecError, StoreError
-from headshot_ui.specs import GenerateSpec, Spec, TrainSpec
+from headshot_ui.specs import GenerateSpec, PrepareSpec, Spec, TrainSpec
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo
@@ -27,30 +27,44 @@ DEFAULT = "default"  # says nothing, so that the base model's own settings count
 _SHIPPED = Path(__file__).resolve().parent
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 #: Fields that may be None and are no matter of a recipe: which run, file or model, what is kept, what the memory needs.
-_NEVER = frozenset({"recipe", "run", "lora", "keep_best", "gradient_checkpointing",
-                    "refine", "refiner", "refiner_switch", "refiner_strength"})  # fmt: skip
+_NEVER = frozenset({"recipe", "run", "held_out", "lora", "keep_best", "gradient_checkpointing",
+                    "refine", "refiner", "refiner_switch", "refiner_strength", "guided_share"})  # fmt: skip
 
-Value = bool | int | float | str
-Request = TypeVar("Request", TrainSpec, GenerateSpec)
+#: Of which a person says only one: who set the one is not given the recipe's other.
+_EITHER = ({"size_px", "resolutions"},)
+
+Value = bool | int | float | str | tuple[int, ...]
+Request = TypeVar("Request", PrepareSpec, TrainSpec, GenerateSpec)
+#: Requests a recipe can fill, by its part, each with what must be there besides.
+_PARTS: Mapping[str, tuple[type[Spec], Mapping[str, Any]]] = {
+    "prepare": (PrepareSpec, {"photos": ["any"]}),
+    "train": (TrainSpec, {}),
+    "generate": (GenerateSpec, {}),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One set of settings; ``train`` and ``generate`` by the names of the fields of those requests."""
+    """One set of settings; ``prepare``, ``train`` and ``generate`` by the names of the fields of those requests."""
 
     id: str
     title: str
     note: str  # one sentence for people
     families: tuple[str, ...] = ()  # of base models; () means any
+    not_for: tuple[str, ...] = ()  # ids of base models of those families
     demo: bool = True  # also for the small models that only show how everything works
+    prepare: Mapping[str, Value] = field(default_factory=dict)
     train: Mapping[str, Value] = field(default_factory=dict)
     generate: Mapping[str, Value] = field(default_factory=dict)
 
     def suits(self, info: BaseInfo) -> bool:
         """Whether the recipe is meant for this base model, which learns from pictures as large as it asks for."""
-        size = self.train.get("size_px", 0)
-        own_kind = not self.families or info.family in self.families
-        return own_kind and (self.demo or not info.demo) and isinstance(size, int) and size <= info.size_px
+        own_kind = (not self.families or info.family in self.families) and info.id not in self.not_for
+        return own_kind and (self.demo or not info.demo) and self._largest_px() <= info.size_px
+
+    def _largest_px(self) -> int:
+        size, several = self.train.get("size_px", 0), self.train.get("resolutions", ())
+        return max([size if isinstance(size, int) else 0, *(several if isinstance(several, tuple) else ())])
 
 
 def load_recipes(settings: Settings | None = None) -> dict[str, Recipe]:
@@ -80,8 +94,10 @@ def find_recipe(recipe_id: str | None, info: BaseInfo, recipes: Mapping[str, Rec
 def with_recipe(spec: Request, info: BaseInfo, recipes: Mapping[str, Recipe]) -> Request:
     """The request with what its recipe says wherever it says nothing itself, and the recipe's id. Raises SpecError."""
     recipe = find_recipe(spec.recipe, info, recipes)
-    said = recipe.train if isinstance(spec, TrainSpec) else recipe.generate
-    filled: dict[str, Any] = {name: value for name, value in said.items() if getattr(spec, name) is None}
+    said: Mapping[str, Value] = next(getattr(recipe, part) for part, (kind, _) in _PARTS.items() if type(spec) is kind)
+    set_by_person = {entry.name for entry in dataclasses.fields(spec) if getattr(spec, entry.name) is not None}
+    covered = set_by_person.union(*(either for either in _EITHER if either & set_by_person))
+    filled: dict[str, Any] = {name: value for name, value in said.items() if name not in covered}
     return dataclasses.replace(spec, recipe=recipe.id, **filled)
 
 
@@ -110,16 +126,18 @@ def _from_json(data: Any) -> Recipe:
             raise ValueError(f"“{name}” is missing or is not text")
     if not _ID.fullmatch(data["id"]):
         raise ValueError(f"“{data['id']}” is not an id of small letters, digits and -")
-    families, demo = data.get("families", []), data.get("demo", True)
-    if not isinstance(families, list) or not all(isinstance(name, str) for name in families):
-        raise ValueError("“families” is not a list of names")
+    families, not_for, demo = data.get("families", []), data.get("not_for", []), data.get("demo", True)
+    for name, names in (("families", families), ("not_for", not_for)):
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise ValueError(f"“{name}” is not a list of names")
     if not isinstance(demo, bool):
         raise ValueError("“demo” is neither true nor false")
-    train, generate = _said(TrainSpec, data, "train"), _said(GenerateSpec, data, "generate")
-    return Recipe(data["id"], data["title"].strip(), data["note"].strip(), tuple(families), demo, train, generate)
+    said = {part: _said(kind, data, part, others) for part, (kind, others) in _PARTS.items()}
+    title, note = data["title"].strip(), data["note"].strip()
+    return Recipe(data["id"], title, note, tuple(families), tuple(not_for), demo, **said)
 
 
-def _said(kind: type[Spec], data: dict[str, Any], part: str) -> dict[str, Value]:
+def _said(kind: type[Spec], data: dict[str, Any], part: str, others: Mapping[str, Any]) -> dict[str, Value]:
     """Settings of one kind of request. Raises ValueError for one that a recipe cannot make, or a wrong value."""
     said = data.get(part, {})
     if not isinstance(said, dict):
@@ -129,11 +147,19 @@ def _said(kind: type[Spec], data: dict[str, Any], part: str) -> dict[str, Value]
     for name, value in said.items():
         if name not in open_fields:
             raise ValueError(f"“{name}” in “{part}” is no setting of a recipe")
-        kinds = typing.get_args(hints[name])
-        if type(value) not in kinds and not (type(value) is int and float in kinds):
+        if not _is_of(typing.get_args(hints[name]), value):
             raise ValueError(f"“{name}” in “{part}” is of the wrong kind")
+    said = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     try:
-        kind.from_json({"person": "anybody", "base": "any", **said})
+        kind.from_json({"person": "anybody", "base": "any", **others, **said})
     except SpecError as error:
         raise ValueError(str(error).rstrip(".")) from error
     return said
+
+
+def _is_of(kinds: tuple[Any, ...], value: Any) -> bool:
+    """Whether a JSON value is of one of the declared kinds; a whole number may stand for any number."""
+    if isinstance(value, list):
+        items = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple]
+        return bool(items) and all(type(each) is items[0] for each in value)
+    return type(value) in kinds or (type(value) is int and float in kinds)

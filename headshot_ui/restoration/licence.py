@@ -18,14 +18,24 @@ FILE = "licences.json"
 
 def accepted(settings: Settings, restorer_id: str) -> bool:
     """Whether the licence of this restorer was accepted, under the name it has now."""
-    entry = _entries(settings).get(restorer_id)
-    return isinstance(entry, dict) and entry.get("licence") == _licence(restorer_id)
+    return accepted_as(settings, restorer_id, _licence(restorer_id))
 
 
 def accept(settings: Settings, restorer_id: str) -> None:
     """Remember that the licence was accepted. Raises ModelError for an unknown restorer, StoreError if not written."""
-    entry = {"licence": _licence(restorer_id), "accepted": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json_atomic(_file(settings), {**_entries(settings), restorer_id: entry})
+    accept_as(settings, restorer_id, _licence(restorer_id))
+
+
+def accepted_as(settings: Settings, name: str, licence: str) -> bool:
+    """Whether the licence of something of that name was accepted, under the name the licence has now."""
+    entry = _entries(settings).get(name)
+    return isinstance(entry, dict) and entry.get("licence") == licence
+
+
+def accept_as(settings: Settings, name: str, licence: str) -> None:
+    """Remember that the licence of something of that name was accepted. Raises StoreError if it is not written."""
+    entry = {"licence": licence, "accepted": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json_atomic(_file(settings), {**_entries(settings), name: entry})
 
 
 def terms(restorer_id: str) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from headshot_ui.logs import is_out_of_memory
+from headshot_ui.memory import give_back
 from headshot_ui.restoration.device import DeviceNet
 from headshot_ui.restoration.weights import find_file, read_spandrel
 from headshot_ui.wording import how_to_get
@@ -112,17 +114,15 @@ class RealEsrgan:
 
     def enlarge(self, picture: np.ndarray, tick: Tick) -> np.ndarray:
         """RGB uint8 (H, W, 3) to (H · factor, W · factor, 3). Smaller windows are tried where memory runs out."""
-        import torch
-
         while True:
             try:
                 return self._in_windows(picture, tick)
-            except torch.OutOfMemoryError:
-                if self._window // 2 < LEAST_WINDOW:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one, and Apple's GPUs know no other
+                if not is_out_of_memory(error) or self._window // 2 < LEAST_WINDOW:
                     raise
                 self._window //= 2
                 _log.warning("Too little graphics memory for Real-ESRGAN; trying windows of %d pixels", self._window)
-                torch.cuda.empty_cache()
+                give_back()
 
     def _in_windows(self, picture: np.ndarray, tick: Tick) -> np.ndarray:
         import numpy as np

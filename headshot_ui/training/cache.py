@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from headshot_ui.dataset.buckets import Bucket, shrunk
-from headshot_ui.dataset.types import Dataset
+from headshot_ui.dataset.types import Dataset, PreparedPhoto
 from headshot_ui.errors import DatasetError
 from headshot_ui.families.protocol import LoadedBase, TrainBatch
 from headshot_ui.jobs import Reporter
@@ -59,21 +60,46 @@ def cache_photos(
     """
     photos = training_photos(dataset)
     items = []
-    for number, photo in enumerate(photos):
-        report(PHOTO_STAGE, number, len(photos))
-        path = dataset.folder / photo.crop
-        if shrunk_px is None or shrunk_px >= dataset.size_px:
-            picture, prepared, corner = picture_tensor(path), None, photo.crop_top_left
-        else:
-            prepared = _size(path)
-            smaller = shrunk(Bucket(*prepared), dataset.size_px, shrunk_px)
-            picture = picture_tensor(path, (smaller.height, smaller.width))
-            corner = _shrunk_corner(photo.crop_top_left, prepared, smaller)
-        size = (picture.shape[2], picture.shape[3])
-        latents = loaded.encode_images(picture)[0].float().cpu()
-        items.append(Item(latents, texts[photo.caption], size, photo.original_size, corner, prepared))
+    with ThreadPoolExecutor(1, thread_name_prefix="photos") as pool:  # reads the next one while one is encoded
+        coming = pool.submit(_read, dataset, photos[0], shrunk_px)
+        for number, photo in enumerate(photos):
+            report(PHOTO_STAGE, number, len(photos))
+            picture, corner, prepared = coming.result()
+            if number + 1 < len(photos):
+                coming = pool.submit(_read, dataset, photos[number + 1], shrunk_px)
+            size = (picture.shape[2], picture.shape[3])
+            latents = loaded.encode_images(picture)[0].float().cpu()
+            items.append(Item(latents, texts[photo.caption], size, photo.original_size, corner, prepared))
     report(PHOTO_STAGE, len(photos), len(photos))
     return tuple(items)
+
+
+def cache_at_sizes(
+    loaded: LoadedBase, dataset: Dataset, texts: Mapping[str, Embeds], report: Reporter, sizes_px: Sequence[int]
+) -> tuple[Item, ...]:
+    """``cache_photos`` at several sides of the square: each photo once at each, one size after the other.
+
+    To the order of photos they are so many photos: each comes once per round, at one size, and a batch holds one shape.
+    """
+    own = loaded.info.size_px
+    return tuple(
+        item
+        for size_px in sizes_px
+        for item in cache_photos(loaded, dataset, texts, report, size_px if size_px < own else None)
+    )
+
+
+def _read(
+    dataset: Dataset, photo: PreparedPhoto, shrunk_px: int | None
+) -> tuple[torch.Tensor, tuple[int, int], tuple[int, int] | None]:
+    """A photo as it is learned from, its crop condition, and the size it was shrunk from."""
+    path = dataset.folder / photo.crop
+    if shrunk_px is None or shrunk_px >= dataset.size_px:
+        return picture_tensor(path), photo.crop_top_left, None
+    prepared = _size(path)
+    smaller = shrunk(Bucket(*prepared), dataset.size_px, shrunk_px)
+    picture = picture_tensor(path, (smaller.height, smaller.width))
+    return picture, _shrunk_corner(photo.crop_top_left, prepared, smaller), prepared
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -138,12 +164,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DatasetError(f"{path} cannot be read any more: prepare the photos again.") from error
 
 
-def make_batch(items: Sequence[Item], dropped: Sequence[bool], empty: Embeds, device: torch.device) -> TrainBatch:
+def make_batch(items: Sequence[Item], dropped: Sequence[bool], empty: Embeds) -> TrainBatch:
     """Items of one shape as a batch; where ``dropped`` is true the caption is replaced by the empty one."""
     embeds = [empty if drop else item.embeds for item, drop in zip(items, dropped, strict=True)]
     return TrainBatch(
-        latents=torch.stack([item.latents for item in items]).to(device),
-        embeds={name: torch.stack([entry[name] for entry in embeds]).to(device) for name in empty},
+        latents=torch.stack([item.latents for item in items]),
+        embeds={name: torch.stack([entry[name] for entry in embeds]) for name in empty},
         original_sizes=[item.original_size for item in items],
         crops=[item.crop_top_left for item in items],
     )

@@ -17,17 +17,27 @@ import torch
 from headshot_ui.errors import HeadshotError
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.training.cache import Embeds, Item, make_batch
+from headshot_ui.training.capture import CapturedSteps, can_record, cuda_recorder
 from headshot_ui.training.checkpoint import Checkpoint
-from headshot_ui.training.optimizers import fitting_state, make_optimizer
+from headshot_ui.training.computing import Attempt, Computing, LossInputs, eager_attempt
+from headshot_ui.training.optimizers import fitting_state, make_optimizer, set_learning_rate
 from headshot_ui.training.order import PhotoOrder
 from headshot_ui.training.plan import Plan, learning_rate_at
 
-MAX_GRADIENT_NORM = 1.0  # as in the published recipe
 SMOOTHED_OVER = 25
 #: Overflowing attempts in a row after which training has come apart: the scale has then gone from 2^16 to below 1/16.
 MOST_SKIPPED = 20
 
 ClassItems = Mapping[tuple[int, ...], Sequence[Item]]
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far everything random has come: from here on the same photos and the same noise follow."""
+
+    generator: torch.Tensor  # state of the run's generator
+    waiting: tuple[int, ...]
+    class_waiting: tuple[int, ...]
 
 
 @dataclass
@@ -45,6 +55,8 @@ class Trainer:
     order: PhotoOrder
     class_order: PhotoOrder | None
     scaler: torch.amp.GradScaler  # does nothing unless the base computes in float16
+    captured: CapturedSteps | None = None  # where steps can be recorded
+    drawn: tuple[list[LossInputs], Position] | None = None  # inputs of the next attempt, and where they began
     step: int = 0
     losses: list[float] = field(default_factory=list)
 
@@ -61,39 +73,50 @@ class Trainer:
         count = min(len(items) for items in class_items.values()) if class_items else 0
         class_order = PhotoOrder([0] * count, generator) if count else None
         scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=loaded.scales_loss)
-        return cls(
+        trainer = cls(
             loaded, plan, photos, class_items, empty, generator, parameters, optimizer, order, class_order, scaler
         )
+        if can_record(trainer.computing):
+            trainer.captured = CapturedSteps(trainer.computing, cuda_recorder)
+        return trainer
+
+    @property
+    def computing(self) -> Computing:
+        """What a step computes on the device."""
+        return Computing(self.loaded, self.parameters, self.optimizer, self.scaler, self.plan.gradient_accumulation)
 
     def run_step(self) -> float:
         """One optimizer step over ``gradient_accumulation`` micro-batches; its mean loss.
 
         Raises HeadshotError, before anything changes, when the loss is no number or gradients keep overflowing.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, self.plan.learning_rate)
+        set_learning_rate(self.optimizer, learning_rate_at(self.step, self.plan.learning_rate))
         for _ in range(MOST_SKIPPED):
-            loss, fits = self._gradients()
-            if fits:
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+            attempt = self._attempt()
+            if attempt.fits:
                 self.step += 1
-                self.losses.append(loss)
-                return loss
-            self.optimizer.zero_grad()
-            if not self.scaler.is_enabled() or not math.isfinite(loss):  # a smaller scale cannot mend the loss itself
+                self.losses.append(attempt.loss)
+                return attempt.loss
+            if not self.scaler.is_enabled() or not math.isfinite(attempt.loss):  # a smaller scale cannot mend that
                 raise HeadshotError(self._came_apart("the loss is no number any more"))
         raise HeadshotError(self._came_apart(f"the gradients overflowed {MOST_SKIPPED} times in a row"))
 
-    def _gradients(self) -> tuple[float, bool]:
-        """The mean loss of an attempt, and whether its gradients, clipped and no longer scaled, are numbers."""
-        count = self.plan.gradient_accumulation
-        losses = [self._accumulate(1 / count) for _ in range(count)]
-        loss = math.fsum(tensor.item() for tensor in losses) / count
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
-        self.scaler.update()
-        return loss, math.isfinite(loss) and math.isfinite(norm.item())
+    def _attempt(self) -> Attempt:
+        """One try at a step. While the card computes, what the next one takes is made ready."""
+        batches, _ = self.drawn or self._draw()
+        self.drawn = None
+
+        def make_ready() -> None:
+            self.drawn = self._draw()
+
+        if self.captured is not None:
+            return self.captured.attempt(batches, make_ready)
+        return eager_attempt(self.computing, batches, make_ready)
+
+    def let_go(self) -> None:
+        """The model is about to be moved or used for something else: free what only the next steps would need."""
+        if self.captured is not None:
+            self.captured.forget()
 
     def _came_apart(self, why: str) -> str:
         else_ = ", or compute in bfloat16 or float32 (HEADSHOT_UI_DTYPE)" if self.scaler.is_enabled() else ""
@@ -102,15 +125,26 @@ class Trainer:
             f"{self.plan.learning_rate:g}{else_}; the last checkpoint is kept."
         )
 
-    def _accumulate(self, share: float) -> torch.Tensor:
+    # --- photos and noise --------------------------------------------------------------------------
+    def _draw(self) -> tuple[list[LossInputs], Position]:
+        before = self._position()
+        return [self._inputs() for _ in range(self.plan.gradient_accumulation)], before
+
+    def _position(self) -> Position:
+        class_waiting = tuple(self.class_order.waiting) if self.class_order else ()
+        return Position(self.generator.get_state(), tuple(self.order.waiting), class_waiting)
+
+    def _inputs(self) -> LossInputs:
+        """Of one micro-batch: photos in their order, captions dropped by chance, noise and timesteps."""
         plan = self.plan
         items = [self.photos[index] for index in self.order.next_batch(plan.batch_size)]
         dropped = (torch.rand(len(items), generator=self.generator) < plan.caption_dropout).tolist()
         prior = self._class_items(items)
-        batch = make_batch([*items, *prior], [*dropped, *[False] * len(prior)], self.empty, self.parameters[0].device)
-        loss = self.loaded.training_loss(batch, self.generator, plan.min_snr_gamma, len(prior), plan.prior_weight)
-        self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        batch = make_batch([*items, *prior], [*dropped, *[False] * len(prior)], self.empty)
+        inputs = self.loaded.loss_inputs(batch, self.generator, plan.min_snr_gamma, len(prior), plan.prior_weight)
+        if self.parameters[0].device.type != "cuda":
+            return inputs
+        return {name: tensor.pin_memory() for name, tensor in inputs.items()}
 
     def _class_items(self, items: Sequence[Item]) -> list[Item]:
         """As many class pictures as photos, of the same shape."""
@@ -127,19 +161,21 @@ class Trainer:
     # --- to and from checkpoints -------------------------------------------------------------------
     def capture(self) -> Checkpoint:
         """The whole state between two steps."""
+        position = self._position() if self.drawn is None else self.drawn[1]
         return Checkpoint(
             step=self.step,
             losses=tuple(self.losses),
             lora=self.loaded.trainable_lora_state(),
             optimizer=self.optimizer.state_dict(),
-            generator=self.generator.get_state(),
-            waiting=tuple(self.order.waiting),
-            class_waiting=tuple(self.class_order.waiting) if self.class_order else (),
+            generator=position.generator,
+            waiting=position.waiting,
+            class_waiting=position.class_waiting,
             scaler=self.scaler.state_dict(),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a captured state, exactly."""
+        self.drawn = None
         self.loaded.set_trainable_lora_state(checkpoint.lora)
         self.optimizer.load_state_dict(fitting_state(self.optimizer, checkpoint.optimizer))
         if checkpoint.scaler:  # none where the run began in another number format, or before there was one

@@ -64,13 +64,17 @@ def make_optimizer(name: str, parameters: Sequence[torch.nn.Parameter], learning
     import torch
 
     if name == ADAMW_8BIT:
-        if sys.modules.get("bitsandbytes", torch) is None:  # families/sdxl_parts keeps other libraries from loading it
+        if sys.modules.get("bitsandbytes", torch) is None:  # shared_parts keeps other libraries from loading it
             del sys.modules["bitsandbytes"]
         with _quietly():
             from bitsandbytes.optim import AdamW8bit
         made: torch.optim.Optimizer = AdamW8bit(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
         return made
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    device = parameters[0].device
+    if device.type != "cuda":
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    rate = torch.tensor(learning_rate, device=device)  # so that a recorded step reads it each time
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=WEIGHT_DECAY, fused=True, capturable=True)
 
 
 @contextmanager
@@ -85,11 +89,26 @@ def _quietly() -> Iterator[None]:
         log.setLevel(before)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """For the next step, also where that is recorded already."""
+    import torch
+
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 # --- state ----------------------------------------------------------------------------------------
 def fitting_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved state as ``optimizer`` takes it: 8-bit moments are widened for one that has 32-bit ones."""
+    """A saved state as ``optimizer`` takes it: 8-bit moments are widened for one that has 32-bit ones.
+
+    Its settings are its own: some belong to the device that the state was saved on.
+    """
+    groups = optimizer.state_dict()["param_groups"]
     if not _is_8bit(saved) or type(optimizer).__module__.startswith("bitsandbytes"):
-        return dict(saved)
+        return {**saved, "param_groups": groups}
     import torch
 
     state = {}
@@ -97,7 +116,7 @@ def fitting_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) ->
         kept = entry[_QUANTISED]
         first, second = (_widened(kept, number) for number in (1, 2))
         state[index] = {"step": torch.tensor(float(entry["step"])), "exp_avg": first, "exp_avg_sq": second}
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    return {"state": state, "param_groups": groups}
 
 
 def _is_8bit(saved: Mapping[str, Any]) -> bool:

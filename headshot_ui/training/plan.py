@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from headshot_ui.dataset.types import Dataset, PreparedPhoto
 from headshot_ui.errors import DatasetError, SpecError
+from headshot_ui.families import abilities
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.recipes import Recipe, with_recipe
-from headshot_ui.specs import TRAIN_USUAL, TrainSpec
+from headshot_ui.specs import CHECKPOINTING, NONE, TRAIN_USUAL, TrainSpec
 
 WARMUP_STEPS = 10
 
@@ -27,7 +28,7 @@ class Plan:
     learning_rate: float
     batch_size: int
     gradient_accumulation: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: str
     min_snr_gamma: float | None  # None: no weighting
     caption_dropout: float
     prior_preservation: bool
@@ -38,6 +39,7 @@ class Plan:
     sample_every: int
     optimizer: str
     size_px: int
+    resolutions: tuple[int, ...]  # each photo is learned at each; the largest is ``size_px``
 
 
 def plan_of(resolved: TrainSpec) -> Plan:
@@ -49,7 +51,8 @@ def resolve(spec: TrainSpec, info: BaseInfo, recipes: Mapping[str, Recipe]) -> T
     """``spec`` with every None replaced by what its recipe says, else by the base model's own default.
 
     ``run`` stays None, and so does a weighting that neither of them has. Raises SpecError for an unknown recipe, and
-    for photos that should be larger than the base model's own size.
+    for photos that should be larger than the base model's own size, a base model that cannot be trained on, and a
+    setting that means nothing to it.
     """
     return complete(with_recipe(spec, info, recipes), info)
 
@@ -57,14 +60,21 @@ def resolve(spec: TrainSpec, info: BaseInfo, recipes: Mapping[str, Recipe]) -> T
 def complete(spec: TrainSpec, info: BaseInfo) -> TrainSpec:
     """``resolve`` without a recipe: for a run that was begun, whose spec has all that its recipe said.
 
-    Gradient checkpointing is off unless asked for; what the memory needs is asked for by ``forecast.settled``.
+    Gradient checkpointing is none unless asked for; what the memory needs is asked for by ``forecast.settled``.
     """
-    defaults = info.defaults
-    rank = spec.rank or defaults.rank
-    if spec.size_px is not None and spec.size_px > info.size_px:
+    can, defaults = abilities(info), info.defaults
+    if can.untrainable:
+        raise SpecError("base", can.untrainable)
+    if spec.min_snr_gamma is not None and not can.weighs_by_snr:
         raise SpecError(
-            "size_px",
-            f"The size of the photos is {spec.size_px}, but “{info.title}” is made for {info.size_px}: choose "
+            "min_snr_gamma", f"Min-SNR gamma has no meaning for “{info.title}”, whose loss needs none: leave it empty."
+        )
+    rank = spec.rank or defaults.rank
+    size_px = max(spec.resolutions) if spec.resolutions else spec.size_px or info.size_px
+    if size_px > info.size_px:
+        raise SpecError(
+            "resolutions" if spec.resolutions else "size_px",
+            f"The size of the photos is {size_px}, but “{info.title}” is made for {info.size_px}: choose "
             f"{info.size_px} or less.",
         )
     usual = {name: value for name, value in TRAIN_USUAL.items() if getattr(spec, name) is None}
@@ -74,12 +84,13 @@ def complete(spec: TrainSpec, info: BaseInfo) -> TrainSpec:
         rank=rank,
         alpha=float(rank) if spec.alpha is None else spec.alpha,
         learning_rate=spec.learning_rate or defaults.learning_rate,
-        gradient_checkpointing=bool(spec.gradient_checkpointing),  # see forecast.settled
+        gradient_checkpointing=spec.gradient_checkpointing or NONE,  # see forecast.settled
         batch_size=spec.batch_size or defaults.batch_size,
-        min_snr_gamma=defaults.min_snr_gamma if spec.min_snr_gamma is None else spec.min_snr_gamma,
+        min_snr_gamma=(spec.min_snr_gamma or defaults.min_snr_gamma) if can.weighs_by_snr else None,
         checkpoint_every=spec.checkpoint_every or defaults.checkpoint_every,
         sample_every=spec.sample_every or defaults.sample_every,
-        size_px=spec.size_px or info.size_px,
+        size_px=size_px,
+        resolutions=spec.resolutions or (size_px,),
         **usual,
     )
 
@@ -87,9 +98,10 @@ def complete(spec: TrainSpec, info: BaseInfo) -> TrainSpec:
 def going_on(begun: TrainSpec, spec: TrainSpec, info: BaseInfo) -> TrainSpec:
     """What a run that began as ``begun`` is when ``spec`` goes on with it: its own settings, for more steps if asked.
 
-    Checkpointing changes no number, so it may go on with it on a card with less memory.
+    Checkpointing changes no number, so it may go on with more of it on a card with less memory.
     """
-    checkpointing = bool(spec.gradient_checkpointing or begun.gradient_checkpointing)
+    levels = (spec.gradient_checkpointing or NONE, begun.gradient_checkpointing or NONE)
+    checkpointing = max(levels, key=CHECKPOINTING.index)
     return complete(
         dataclasses.replace(begun, steps=spec.steps or begun.steps, gradient_checkpointing=checkpointing), info
     )

@@ -16,13 +16,15 @@ from headshot_ui.dataset.types import Dataset
 from headshot_ui.errors import Cancelled, DatasetError, SpecError, StoreError
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.jobs import Reporter
+from headshot_ui.memory import spare_vram_bytes
 from headshot_ui.recipes import load_recipes
 from headshot_ui.runs import Run, RunState, change_run, create_run, find_run, load_run, resume_run
-from headshot_ui.specs import TrainSpec
+from headshot_ui.specs import NONE, TrainSpec
 from headshot_ui.store import Store, check_free_space, readable_bytes, write_json_atomic
-from headshot_ui.training.cache import Embeds, cache_class_pictures, cache_photos, encode_texts
+from headshot_ui.training.cache import Embeds, cache_at_sizes, cache_class_pictures, encode_texts
 from headshot_ui.training.checkpoint import KEPT, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
 from headshot_ui.training.drawing import class_pictures, draw_sample
+from headshot_ui.training.fitting import PRECISION, work_of
 from headshot_ui.training.loop import Trainer
 from headshot_ui.training.optimizers import ADAMW, ADAMW_8BIT, choose_optimizer, moment_bytes
 from headshot_ui.training.plan import (
@@ -35,11 +37,14 @@ from headshot_ui.training.plan import (
     sample_prompt,
     training_photos,
 )
+from headshot_ui.training.rehearsal import look_ahead
 
 STAGE = "Training"
 CHECKPOINTS = "checkpoints"
 LORA_FILE = "lora.safetensors"
 LOSSES_FILE = "losses.json"  # one number per step
+#: Beside a model in training, so much graphics memory holds a sample's drawing and its VAE: nothing has to move.
+ROOM_TO_STAY = 12 * 2**30
 
 _log = logging.getLogger(__name__)
 
@@ -72,14 +77,14 @@ def train(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset, r
         trainer, texts = _trainer(opened, store, loaded, dataset, report)
         if saved:
             trainer.restore(saved)
-        _loop(trainer, run, texts, sample_prompt(dataset), report)
+        _loop(trainer, run, store, texts, sample_prompt(dataset), report)
         _finish(trainer, run, dataset, time.monotonic() - started)
     except BaseException as error:
         with suppress(StoreError):  # the first error is the one to tell
             change_run(load_run(run.folder), state=_end_state(error))
         raise
     finally:
-        loaded.checkpoint_gradients(False)
+        loaded.checkpoint_gradients(NONE)
         loaded.use_loras(())
     seconds = time.monotonic() - started
     return TrainResult(run.folder, run.folder / LORA_FILE, trainer.step, tuple(trainer.losses), seconds)
@@ -110,7 +115,8 @@ class _OpenedRun:
 def _begin_run(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset) -> _OpenedRun:
     resolved = resolve(spec, loaded.info, load_recipes(store.settings))
     plan = plan_of(resolved)
-    facts = {"dataset": fingerprint(dataset), "trigger": dataset.trigger, "class_word": dataset.class_word}
+    facts = {"dataset": fingerprint(dataset), "trigger": dataset.trigger, "class_word": dataset.class_word,
+             "base_licence": loaded.info.licence}  # fmt: skip
     run = create_run(store, resolved, total=plan.steps)
     return _OpenedRun(change_run(run, spec=dataclasses.replace(resolved, run=run.name), facts=facts), plan)
 
@@ -151,6 +157,7 @@ def _trainer(
     """Everything encoded once, one part of the model in memory at a time, and the LoRA in place."""
     plan = opened.plan
     loaded.use_loras(())
+    _make_fit(opened, loaded)
     prompts = class_prompts(dataset, plan.class_pictures) if plan.prior_preservation else ()
     captions = [photo.caption for photo in training_photos(dataset)]
     loaded.keep(frozenset({"text"}))
@@ -160,8 +167,7 @@ def _trainer(
         loaded.keep(frozenset({"denoiser", "vae"}))
         pictures = class_pictures(loaded, store, dataset.person, prompts, texts, report)
     loaded.keep(frozenset({"vae"}))
-    shrunk = plan.size_px if plan.size_px < loaded.info.size_px else None
-    photos = cache_photos(loaded, dataset, texts, report, shrunk)
+    photos = cache_at_sizes(loaded, dataset, texts, report, plan.resolutions)
     class_items = cache_class_pictures(loaded, pictures, prompts, texts, photos) if prompts else {}
     loaded.keep(frozenset({"denoiser"}))
     saved = None if opened.saved is None else opened.saved.optimizer
@@ -171,6 +177,17 @@ def _trainer(
         _tell_32bit(trainer, problem, report)
     check_free_space(opened.run.folder, _disk_bytes(trainer))
     return trainer, texts
+
+
+def _make_fit(opened: _OpenedRun, loaded: LoadedBase) -> None:
+    """Have the base fit the memory, and note what of that changes numbers: a run that goes on keeps to it."""
+    run = load_run(opened.run.folder)
+    begun = None if opened.saved is None else str(run.facts.get(PRECISION, ""))
+    fitting = loaded.fit(work_of(opened.plan), begun)
+    if fitting is not None:
+        _log.info("%s (%s)", fitting.sentence, run.folder)
+    if fitting is not None or PRECISION in run.facts:
+        change_run(run, facts={**run.facts, PRECISION: "" if fitting is None else fitting.precision})
 
 
 def _tell_32bit(trainer: Trainer, problem: str, report: Reporter) -> None:
@@ -191,23 +208,31 @@ def _disk_bytes(trainer: Trainer) -> int:
     return lora * (3 * (KEPT + 1) + 1)
 
 
-def _loop(trainer: Trainer, run: Run, texts: Mapping[str, Embeds], prompt: str, report: Reporter) -> None:
+def _loop(trainer: Trainer, run: Run, store: Store, texts: Mapping[str, Embeds], prompt: str, report: Reporter) -> None:
     """Steps until ``plan.steps``, with checkpoints and samples in between; a cancel saves what there is."""
     plan = trainer.plan
     try:
         report(STAGE, trainer.step, plan.steps)
+        prepared_until = trainer.step
         while trainer.step < plan.steps:
+            if trainer.step == prepared_until:
+                prepared_until = look_ahead(trainer)
             trainer.run_step()
             if trainer.step % plan.checkpoint_every == 0 or trainer.step == plan.steps:
                 _save(trainer, run)
             report(STAGE, trainer.step, plan.steps, metrics=trainer.metrics())
             if trainer.step % plan.sample_every == 0:
                 path = run.folder / "samples" / f"step-{trainer.step:06d}.png"
-                draw_sample(trainer.loaded, path, prompt, texts, plan.seed, report)
+                stay = spare_vram_bytes(store.settings) >= ROOM_TO_STAY
+                if not stay:
+                    trainer.let_go()
+                draw_sample(trainer.loaded, path, prompt, texts, plan.seed, report, store.settings.device, stay)
                 report(STAGE, trainer.step, plan.steps, preview=path)
     except Cancelled:  # raised by report only, so always between two steps
         _save(trainer, run)
         raise
+    finally:
+        trainer.let_go()
 
 
 def _save(trainer: Trainer, run: Run) -> None:
@@ -224,6 +249,7 @@ def _finish(trainer: Trainer, run: Run, dataset: Dataset, seconds: float) -> Non
         "steps": str(trainer.step),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "program": f"headshot_ui {__version__}",
+        "licence": trainer.loaded.info.licence,  # a LoRA may inherit it
     }
     trainer.loaded.save_lora(run.folder / LORA_FILE, trainer.loaded.trainable_lora_state(), metadata)
     now = load_run(run.folder)

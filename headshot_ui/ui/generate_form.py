@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from headshot_ui.specs import EXACT, FAST
+from headshot_ui.ui import changing_choices
 from headshot_ui.ui import studio_templates as templates
+from headshot_ui.ui.abilities import abilities_of
 from headshot_ui.ui.generate_request import EXPERT, FIELDS, FILE, LOOKS, NO_LORA, RefineChoice
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.templates import EMPTY, NOTE, PREVIEW, PROBLEM
 from headshot_ui.ui.tiles import Tile, tiles_html, tiles_value
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo
+    from headshot_ui.families.protocol import Abilities, BaseInfo
 
 REFINE_CHOICES = [
     ("No", "off"),
@@ -25,11 +28,23 @@ REFINE_CHOICES = [
 REFINE_INFO = (
     "A second model that draws the fine detail at the end. A picture that looks less like you is kept without it."
 )
+SPEED_CHOICES = [("Exact", EXACT), ("Fast", FAST)]
+SPEED_INFO = (
+    "Fast takes up to a fifth less time: the last steps are not steered by the guidance. The picture stays the same at "
+    "large; fine detail changes a little."
+)
+REUSE_INFO = (
+    "Fast leaves most of the network out of steps that change little. The picture stays the same at large; details "
+    "differ."
+)
 PICTURES_PER_LOOK = 2
 MOST_PER_LOOK = 16
 LOOKS_AT_FIRST = 4
 #: Numbers for which the base model has a value of its own.
 USUAL = ("steps", "guidance_scale", "width", "height", "refiner_switch", "refiner_strength")
+OF_REFINER = ("refiner_switch", "refiner_strength")
+#: Fields of the second pass per step, which steers away from the negative prompt.
+GUIDED = ("speed", "negative_prompt")
 
 
 @dataclass(frozen=True)
@@ -63,10 +78,12 @@ class Form:
         return [*(self.problems[name] for name in FIELDS), self.draw_problem, self.expert]
 
 
-def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoice | None) -> Form:
-    """All of it, with the first base chosen; ``refine`` says what that one can do."""
-    first = bases[0] if bases else None
+def layout(
+    bases: Sequence[BaseInfo], first: BaseInfo | None, tiles: Sequence[Tile], refine: RefineChoice | None
+) -> Form:
+    """All of it, with ``first`` as the base chosen; ``refine`` says what that one can do."""
     can_refine = refine is not None and not refine.reason
+    can = abilities_of(first)
     fields: dict[str, Any] = {}
     problems: dict[str, gr.HTML] = {}
     nobody = safe_html({"title": "Nobody is chosen", "text": "Add a person and their photos first."}, EMPTY,
@@ -87,7 +104,8 @@ def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoic
         problems["prompt"] = _problem("prompt")
         with gr.Row(elem_classes="hs-fields"):
             with gr.Column(min_width=260):
-                fields["lora"] = gr.Dropdown([], value=None, label="Training to use", filterable=False, elem_id="lora")
+                fields["lora"] = changing_choices.dropdown(choices=[], value=None, label="Training to use",
+                                                           filterable=False, elem_id="lora")  # fmt: skip
                 lora_file = gr.File(label="Your LoRA (.safetensors)", file_types=[".safetensors"], height=150,
                                     visible=False, elem_id="lora-file", elem_classes="hs-drop")  # fmt: skip
                 problems["lora"] = _problem("lora")
@@ -103,7 +121,7 @@ def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoic
             with gr.Column(min_width=260):
                 fields["refine"] = gr.Radio(REFINE_CHOICES, value=refine.default if refine else "off",
                                             label="Finish with the refiner?", info=REFINE_INFO, elem_id="refine",
-                                            interactive=can_refine)  # fmt: skip
+                                            interactive=can_refine, visible=can.takes_refiner)  # fmt: skip
                 refine_note = safe_html(
                     {"text": refine.reason if refine else ""}, NOTE, elem_id="refine-note", elem_classes="hs-place"
                 )
@@ -114,8 +132,11 @@ def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoic
                                                info="The same seed and settings give the same pictures.")  # fmt: skip
                     dice = gr.Button("New seed", elem_id="dice", elem_classes="hs-plain", scale=0, min_width=130)
                 problems["seed"] = _problem("seed")
+                fields["speed"] = gr.Radio(SPEED_CHOICES, value=EXACT, label="Exact or fast?", info=speed_info(can),
+                                           elem_id="speed", visible=bool(speed_info(can)))  # fmt: skip
+                problems["speed"] = _problem("speed")
         with gr.Accordion("Expert settings", open=False, elem_id="expert") as expert:
-            base_note = _expert(fields, problems, bases, first)
+            base_note = _expert(fields, problems, bases, first, can)
         plan = safe_html({"lines": []}, templates.LINES, elem_id="plan")
         draw = gr.Button("Draw headshots", variant="primary", size="lg", elem_id="draw")
         draw_problem = _problem("draw")
@@ -125,12 +146,15 @@ def layout(bases: Sequence[BaseInfo], tiles: Sequence[Tile], refine: RefineChoic
 
 
 def _expert(
-    fields: dict[str, Any], problems: dict[str, gr.HTML], bases: Sequence[BaseInfo], first: BaseInfo | None
+    fields: dict[str, Any], problems: dict[str, gr.HTML], bases: Sequence[BaseInfo], first: BaseInfo | None,
+    can: Abilities,
 ) -> Any:
     """Fields a beginner never touches; left empty, the base model's own defaults count."""
     with gr.Column():
-        fields["base"] = gr.Dropdown([(info.title, info.id) for info in bases], value=first.id if first else None,
-                                     label="Base model", filterable=False, elem_id="generate-base")  # fmt: skip
+        fields["base"] = changing_choices.dropdown(
+            choices=[(info.title, info.id) for info in bases], value=first.id if first else None,
+            label="Base model", filterable=False, elem_id="generate-base",
+        )  # fmt: skip
         note = safe_html({"text": first.note if first else ""}, NOTE, elem_id="generate-base-note")
         problems["base"] = _problem("base")
     usual = usual_values(first)
@@ -151,7 +175,7 @@ def _expert(
         _number(fields, problems, "refiner_strength", "How much it draws over",
                 "0.01 to 1; for “Draw over lightly”.", usual)  # fmt: skip
     fields["negative_prompt"] = gr.Textbox(label="What should not be in the picture", lines=2, max_lines=4,
-                                           elem_id="negative_prompt")  # fmt: skip
+                                           elem_id="negative_prompt", visible=can.reads_negative_prompt)  # fmt: skip
     problems["negative_prompt"] = _problem("negative_prompt")
     return note
 
@@ -181,7 +205,7 @@ def problem_values(field: str = "", sentence: str = "") -> list[Any]:
 def refine_values(choice: RefineChoice) -> list[Any]:
     """Values of the refiner's choice and the note under it: what cannot be done is disabled with the reason."""
     free = not choice.reason
-    return [gr.Radio(interactive=free, value=choice.default), {"text": choice.reason}]
+    return [gr.Radio(interactive=free, value=choice.default, visible=choice.offered), {"text": choice.reason}]
 
 
 def lora_values(choices: list[tuple[str, str]], wanted: str | None, person: str) -> list[Any]:
@@ -208,5 +232,22 @@ def usual_values(info: BaseInfo | None) -> dict[str, str]:
 
 def placeholder_values(info: BaseInfo | None) -> list[Any]:
     """Updates of the fields in ``USUAL``."""
-    usual = usual_values(info)
-    return [gr.Textbox(placeholder=usual.get(name, "")) for name in USUAL]
+    usual, refined = usual_values(info), abilities_of(info).takes_refiner
+    return [gr.Textbox(placeholder=usual.get(name, ""), visible=refined or name not in OF_REFINER) for name in USUAL]
+
+
+def guided_values(info: BaseInfo | None) -> list[Any]:
+    """Updates of the fields in ``GUIDED``: what means nothing to a base is not shown, and what was set goes."""
+    can = abilities_of(info)
+    told = speed_info(can)
+    return [
+        gr.Radio(visible=True, info=told) if told else gr.Radio(visible=False, value=EXACT),
+        gr.Textbox(visible=True) if can.reads_negative_prompt else gr.Textbox(visible=False, value=""),
+    ]
+
+
+def speed_info(can: Abilities) -> str:
+    """What “fast” means to a base; "" where it would mean nothing."""
+    if can.reads_negative_prompt:
+        return SPEED_INFO
+    return REUSE_INFO if can.reuses_blocks else ""

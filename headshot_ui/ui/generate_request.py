@@ -16,10 +16,12 @@ from headshot_ui.generation.prompts import render_free
 from headshot_ui.runs import Run, list_runs
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store
+from headshot_ui.ui.abilities import abilities_of
 from headshot_ui.ui.gallery import small_addresses
 from headshot_ui.ui.lora_files import ENDING, find_lora
 from headshot_ui.ui.picture_sets import counted
 from headshot_ui.ui.tiles import Tile, chosen_ids, tiles_value
+from headshot_ui.usual_base import usual_base
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 LATEST, NO_LORA, FILE = "latest", "none", "file"
 FILE_OF = "file:"  # before the name of a LoRA file that is kept with the person
 #: Fields of the tab in the order of its inputs; the names are those of GenerateSpec.
-FIELDS = ("presets", "prompt", "lora", "count", "refine", "seed", "base", "steps", "guidance_scale", "width", "height",
-          "negative_prompt", "lora_scale", "refiner_switch", "refiner_strength", "keep_best")  # fmt: skip
+FIELDS = ("presets", "prompt", "lora", "count", "refine", "seed", "speed", "base", "steps", "guidance_scale",
+          "width", "height", "negative_prompt", "lora_scale", "refiner_switch", "refiner_strength",
+          "keep_best")  # fmt: skip
 #: Those that are seen only when the expert settings are open.
-EXPERT = FIELDS[6:]
+EXPERT = FIELDS[7:]
 #: Numbers that are typed, so their fields hold text.
 TYPED = ("seed", "steps", "guidance_scale", "width", "height", "refiner_switch", "refiner_strength", "keep_best")
+NEVER_NONE = ("count", "seed", "lora_scale", "speed")
 WHOLE_NUMBERS = frozenset({"count", "seed", "steps", "width", "height", "keep_best"})
 NUMBERS = frozenset({"guidance_scale", "lora_scale", "refiner_switch", "refiner_strength"})
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
@@ -50,6 +54,7 @@ class RefineChoice:
 
     default: str  # one of specs.REFINE_WAYS
     reason: str = ""  # why not, in one sentence; "" when it can be done
+    offered: bool = True  # refiners are made for bases of this kind
 
 
 # --- what can be chosen ------------------------------------------------------------------------------------
@@ -79,10 +84,12 @@ def usable_runs(store: Store, person: str, base: str | None) -> tuple[Run, ...]:
     return tuple(run for run in runs if run.spec.base == base and run.lora_path and run.lora_path.is_file())
 
 
-def base_of(store: Store, person: str, bases: Sequence[str]) -> str | None:
-    """The base model of the person's newest training that is installed, else the first one."""
+def base_of(store: Store, person: str, bases: Sequence[BaseInfo]) -> str | None:
+    """The base model of the person's newest training that is installed, else the usual one."""
+    here = {info.id for info in bases}
     trained = (run.spec.base for run in (list_runs(store, person) if person else ()) if run.lora)
-    return next((base for base in trained if base in bases), bases[0] if bases else None)
+    usual = usual_base(bases, store.settings)
+    return next((base for base in trained if base in here), usual.id if usual else None)
 
 
 def lora_choices(runs: tuple[Run, ...], files: Sequence[Path] = ()) -> list[tuple[str, str]]:
@@ -105,6 +112,8 @@ def run_words(run: Run) -> str:
 
 def refine_choice(info: BaseInfo, settings: Settings) -> RefineChoice:
     """What the base model does by itself, and whether a refiner for it is installed."""
+    if not abilities_of(info).takes_refiner:
+        return RefineChoice("off", offered=False)
     try:
         families.find_refiner(None, info, settings)
     except ModelError as error:
@@ -133,8 +142,8 @@ def generate_request(person: str, values: Mapping[str, Any], settings: Settings)
             "lora", f"“{person}” has no finished training yet: train first, or choose to draw without a training."
         )
     filled["lora"] = _lora(filled["lora"], person, values["base"], settings)
-    required = {name: filled[name] for name in ("count", "seed", "lora_scale") if filled[name] is not None}
-    rest = {name: value for name, value in filled.items() if name not in ("count", "seed", "lora_scale")}
+    required = {name: filled[name] for name in NEVER_NONE if filled[name] is not None}
+    rest = {name: value for name, value in filled.items() if name not in NEVER_NONE}
     return GenerateSpec(person=person, **rest, **required)
 
 

@@ -11,7 +11,7 @@ import gradio as gr
 
 from headshot_ui.errors import HeadshotError
 from headshot_ui.store import Store
-from headshot_ui.ui import export_box, set_box
+from headshot_ui.ui import changing_choices, export_box, set_box
 from headshot_ui.ui import headshot_view as views
 from headshot_ui.ui import studio_templates as templates
 from headshot_ui.ui.export_box import SENDS, ExportBox
@@ -63,8 +63,10 @@ def layout() -> Results:
     with gr.Column(elem_classes="hs-card", elem_id="headshots", visible=False) as card:
         heading = safe_html({"title": "", "text": ""}, templates.HEADING, elem_id="headshots-heading")
         with gr.Row(elem_classes="hs-fields", visible=False) as switches:
-            sets = gr.Dropdown([], value=None, label="Drawn on", filterable=False, elem_id="sets", min_width=280)
-            which = gr.Radio([("All", ALL)], value=ALL, label="Show", elem_id="which", min_width=280)
+            sets = changing_choices.dropdown(choices=[], value=None, label="Drawn on", filterable=False, elem_id="sets",
+                                             min_width=280)  # fmt: skip
+            which = changing_choices.radio(choices=[("All", ALL)], value=ALL, label="Show", elem_id="which",
+                                           min_width=280)  # fmt: skip
         with gr.Row(elem_classes="hs-closer", visible=False) as closer:
             with gr.Column(scale=3, min_width=280):
                 large = safe_html({"picture": "", "alt": ""}, templates.LARGE, js_on_load=templates.LARGE_JS,

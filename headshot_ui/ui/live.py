@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from headshot_ui.card_state import unused_card
 from headshot_ui.engine import person_of
 from headshot_ui.store import Store
 from headshot_ui.ui.outcomes import Outcome, outcome_of
@@ -66,7 +67,10 @@ class Live:
         self._shown_dir = shown_dir
         self._watched: dict[str, _Watched] = {}
         self._named: set[str] = set()
+        self._gone: set[str] = set()  # deleted and not added again
         self._lock = threading.Lock()
+        self._settings = settings
+        self._card_told: tuple[bool, str] | None = None
 
     # --- doing -----------------------------------------------------------------------------------
     def submit(self, spec: Spec) -> Job:
@@ -92,8 +96,14 @@ class Live:
             watched.dismissed = True
 
     def forget(self, person: str) -> None:
-        """A deleted person is no longer listed."""
+        """A deleted person is no longer listed, not even when a page that has not heard of it yet asks."""
+        self._gone.add(person)
         self._named.discard(person)
+
+    def welcome(self, person: str) -> None:
+        """Somebody was added: list them, also where one of that name was deleted."""
+        self._gone.discard(person)
+        self._named.add(person)
 
     # --- looking ---------------------------------------------------------------------------------
     def jobs(self) -> tuple[Job, ...]:
@@ -102,7 +112,7 @@ class Live:
 
     def people(self, chosen: str = "") -> list[str]:
         """Everybody on disk, and whoever was chosen since the program began: nothing may be kept of them yet."""
-        if chosen:
+        if chosen and chosen not in self._gone:
             self._named.add(chosen)
         return sorted({*self._store.people(), *tuple(self._named)})
 
@@ -153,13 +163,22 @@ class Live:
         }
 
     def bar(self) -> dict[str, Any]:
-        """Everything the job bar shows: what runs, what waits and behind what, what lately ended."""
+        """Everything the job bar shows: what runs, what waits and behind what, what lately ended, a card in trouble."""
         jobs = self.jobs()
-        return {
+        bar = {
+            "card": self._card(),
             "running": [self.progress(job) for job in jobs if job.snapshot.state == "running"],
             "waiting": [self._waiting(job) for job in jobs if job.snapshot.state == "queued"],
             "finished": [self._finished(job) for job in self._lately_finished(jobs)],
         }
+        return {**bar, "shown": any(bar.values())}
+
+    def _card(self) -> str:
+        """What is wrong with the graphics card, for as long as it is; "" mostly. Never loads torch."""
+        known = "device" in vars(self._settings)  # then torch was asked, and its answer stays
+        if self._card_told is None or self._card_told[0] != known:
+            self._card_told = known, unused_card(self._settings)
+        return str(getattr(self._engine, "card_lost", "")) or self._card_told[1]
 
     def outcome(self, job: Job) -> Outcome:
         """What a finished job says, where its results lie, and on which tab."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from headshot_ui.downloads import catalogue, runner
+from headshot_ui.downloads import catalogue, licences, runner
 from headshot_ui.downloads.catalogue import Entry, find_entry
 from headshot_ui.downloads.records import installed_mark
 from headshot_ui.downloads.states import EntryState, entry_state
 from headshot_ui.errors import HeadshotError, StoreError
-from headshot_ui.restoration import licence
+from headshot_ui.own_models import folder_mark, own_models
 from headshot_ui.specs import DownloadSpec
 from headshot_ui.store import readable_bytes
 
@@ -48,9 +48,9 @@ def press(live: Live, settings: Settings, do: str, entry_id: str) -> Asked:
     try:
         entry = find_entry(entry_id)
         if do == "accept":
-            licence.accept(settings, entry.id)
+            licences.accept(entry, settings)
         if do in ("get", "accept"):
-            if entry.non_commercial and not licence.accepted(settings, entry.id):
+            if not licences.accepted(entry, settings):
                 return Asked(entry.id, "licence")
             live.submit(DownloadSpec((entry.id,)))
         elif do == "check":
@@ -66,6 +66,16 @@ def press(live: Live, settings: Settings, do: str, entry_id: str) -> Asked:
     return Asked()
 
 
+def log_in(token: str) -> dict[str, str]:
+    """Give a token of Hugging Face to its own store; values of the note and of the problem beside the field."""
+    from headshot_ui.downloads.access import log_in as keep
+
+    try:
+        return {"text": keep(token), "problem": ""}
+    except HeadshotError as error:
+        return {"text": "", "problem": str(error)}
+
+
 def _check_unused(live: Live) -> None:
     """Raise StoreError while any job is not finished: a model that is in use must not go."""
     unfinished = live.unfinished()
@@ -75,14 +85,21 @@ def _check_unused(live: Live) -> None:
 
 def panel_mark(live: Live, settings: Settings) -> tuple[Any, ...]:
     """Changes whenever the rows do, but for what is asked."""
-    return (installed_mark(settings), tuple(sorted(_busy(live).items())))
+    return (models_mark(settings), tuple(sorted(_busy(live).items())))
+
+
+def models_mark(settings: Settings) -> tuple[Any, ...]:
+    """Changes when there are other models to choose from: downloaded, removed, or put into the folder by hand."""
+    return (installed_mark(settings), folder_mark(settings))
 
 
 def panel_value(live: Live, settings: Settings, asked: Asked | None = None) -> dict[str, Any]:
     """Values of the template: a row for every entry."""
     busy, told = _busy(live), asked or Asked()
     rows = [_row(entry, settings, busy.get(entry.id, ""), told) for entry in catalogue.load_catalogue().values()]
-    return {"rows": rows, "folder": str(settings.models_dir)}
+    own = [{"id": model.id, "title": model.title, "text": model.problem or model.note, "wrong": bool(model.problem)}
+           for model in own_models(settings)]  # fmt: skip
+    return {"rows": rows, "own": own or None, "folder": str(settings.models_dir)}
 
 
 def _busy(live: Live) -> dict[str, str]:
@@ -118,7 +135,7 @@ def _row(entry: Entry, settings: Settings, doing: str, asked: Asked) -> dict[str
         "check": free and state.state in ("there", "unchecked", "damaged"),
         "remove": free and state.there_bytes > 0,
         "asks_licence": question == "licence",
-        "terms": licence.terms(entry.id) if question == "licence" else "",
+        "terms": licences.terms(entry) if question == "licence" else "",
         "asks_remove": question == "remove",
         "frees": readable_bytes(state.there_bytes),
         "problem": asked.problem if mine else "",

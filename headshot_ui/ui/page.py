@@ -20,7 +20,8 @@ from headshot_ui.ui.live import EngineLike, Live
 from headshot_ui.ui.page_js import BUTTONS, READY
 from headshot_ui.ui.tab import CLICK, QUIET, TABS, Shell, Tab, nudged
 
-OWN_OUTPUTS = 10  # of a refresh, before those of the tabs
+MOST_WAITING = 20  # requests; a page in one browser has one or two under way
+OWN_OUTPUTS = 12  # of a refresh, before those of the tabs
 BUSY_S, IDLE_S = 1.0, 4.0  # between two looks at what is new
 TITLES = {"dataset": "Dataset", "train": "Train", "generate": "Generate", "restore": "Restore"}
 #: Where the browser keeps who and what was last looked at. The "secret" only has to stay the same over restarts.
@@ -60,6 +61,7 @@ def build_page(engine: EngineLike, settings: Settings, shown_dir: Path, live: Li
     live = live or Live(engine, settings, shown_dir)
     store = Store(settings)
     with gr.Blocks(title="Headshots", analytics_enabled=False) as page:
+        page.queue(max_size=MOST_WAITING)  # first of all: gradio describes everything there is anew at this call
         board = _layout(engine, settings, shown_dir, live, store)
         people.wire(board.people, board.shell, store)
         models_panel.wire(board.models, live, settings, board.shell.nudge)
@@ -90,8 +92,8 @@ def _layout(engine: EngineLike, settings: Settings, shown_dir: Path, live: Live,
 
 def _wire(page: gr.Blocks, board: Board, live: Live, store: Store) -> None:
     shell, picker = board.shell, board.people
-    outputs = [board.bar, picker.person, picker.row, picker.delete, picker.adding, shell.timer, board.idle, board.seen,
-               board.models.rows, board.models.installed,
+    outputs = [board.bar, picker.person, picker.row, picker.delete, picker.adding, picker.hint, picker.keep_old,
+               shell.timer, board.idle, board.seen, board.models.rows, board.models.installed,
                *(output for name in TABS for output in board.tabs[name].outputs)]  # fmt: skip
 
     def refresh(person: str | None, seen: Seen) -> list[Any]:
@@ -167,7 +169,6 @@ def _refresh(board: Board, live: Live, person: str, seen: Seen) -> list[Any]:
             marks[name] = changed[1]
     bar, names = live.bar(), tuple(live.people(person))
     busy = bool(bar["running"] or bar["waiting"])
-    bar["shown"] = busy or bool(bar["finished"])
     models = models_view.panel_mark(live, board.shell.settings)
     now = Seen(person, bar, names, marks, models)
     if now == seen:
@@ -175,9 +176,13 @@ def _refresh(board: Board, live: Live, person: str, seen: Seen) -> list[Any]:
     was_busy = bool(seen.bar and (seen.bar["running"] or seen.bar["waiting"]))
     timers = [gr.skip()] * 2 if seen.bar and busy == was_busy else [gr.Timer(active=busy), gr.Timer(active=not busy)]
     listed = gr.skip() if names == seen.people else gr.Dropdown(choices=list(names))
-    picker: list[Any] = [gr.skip()] * 3
-    if person and person != seen.person:
-        picker = [gr.Row(visible=True), gr.Button(interactive=True), gr.Column(visible=False)]
+    picker: list[Any] = [gr.skip()] * 5
+    if person and person not in names:  # deleted in another window: whom this one shows then follows as its own change
+        listed = gr.Dropdown(choices=list(names), value=names[0] if names else None)
+        picker = [gr.Row(visible=bool(names)), gr.Button(interactive=bool(names)), gr.Column(visible=not names),
+                  {"first": not names}, gr.Button(visible=bool(names))]  # fmt: skip
+    elif person and person != seen.person:
+        picker[:3] = [gr.Row(visible=True), gr.Button(interactive=True), gr.Column(visible=False)]
     return [gr.skip() if bar == seen.bar else bar, listed, *picker, *timers, now,
             *_models(board, live, models, seen.models), *values]  # fmt: skip
 

@@ -68,3 +68,27 @@ SHOW_TRAINING = """() => {
   };
   look(20);
 }"""
+
+#: The box of a LoRA to take along has come up below the list: there it is seen, and the keyboard is in it.
+SHOW_LORA = """() => {
+  const look = (tries) => {
+    const box = document.querySelector('#take-lora');
+    const first = box && box.querySelector('[data-run]') && box.querySelector('input[type=radio]:checked');
+    if (first) { box.scrollIntoView({block: 'nearest'}); first.focus({preventScroll: true}); }
+    else if (tries) setTimeout(look, 100, tries - 1);
+  };
+  look(100);
+}"""
+
+#: It is closed: back to the button that opened it.
+BACK_TO_TAKE = """() => {
+  const run = document.querySelector('#take-lora [data-run]');
+  const opened = run && document.querySelector(`#history [data-do=take][data-item="${CSS.escape(run.dataset.run)}"]`);
+  if (opened) opened.focus();
+  return [];
+}"""
+
+#: The button that holds the file is pressed for the person, once the browser knows of the file.
+PRESS_LORA = """(file) => {
+  if (file) setTimeout(() => document.querySelector('#take-lora-button')?.click(), 150);
+}"""

@@ -11,7 +11,7 @@ import gradio as gr
 
 from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.store import Store, readable_bytes
-from headshot_ui.ui import templates
+from headshot_ui.ui import changing_choices, templates
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.outcomes import count_of
 from headshot_ui.ui.request import person_name
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: Folders of a person and what lies in them, in the order in which they are told.
 KEPT = {"photos": "photo", "dataset": "prepared photo", "runs": "training run", "headshots": "set of headshots",
-        "restored": "set of restored pictures", "exports": "export"}  # fmt: skip
+        "prompts": "kept prompt", "restored": "set of restored pictures", "exports": "export"}  # fmt: skip
 PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
 
@@ -50,8 +50,9 @@ class People:
 def picker_layout(people: Sequence[str]) -> tuple[gr.Row, gr.Dropdown, gr.Button, gr.Button]:
     """The row beside the title; hidden where nobody was added yet."""
     with gr.Row(elem_id="who", visible=bool(people)) as row:
-        person = gr.Dropdown(list(people), value=None, label="Person", elem_id="person", filterable=False, scale=1,
-                             min_width=180)  # fmt: skip
+        person = changing_choices.dropdown(
+            choices=list(people), value=None, label="Person", elem_id="person", filterable=False, scale=1, min_width=180
+        )
         new = gr.Button("New person", elem_id="new-person", elem_classes="hs-plain", size="sm", scale=0, min_width=110)
         delete = gr.Button("Delete …", elem_id="delete-person", elem_classes="hs-plain", size="sm", scale=0,
                            min_width=90, interactive=False)  # fmt: skip
@@ -83,6 +84,8 @@ def layout(people: Sequence[str], picker: tuple[gr.Row, gr.Dropdown, gr.Button, 
 def chosen_values(live: Live, person: str) -> list[Any]:
     """Values of ``chosen_outputs`` when ``person`` ("" for nobody) is chosen."""
     names = live.people(person)
+    if person not in names:  # deleted meanwhile, on another page
+        person = names[0] if names and person else ""
     return [
         gr.Row(visible=bool(names)),
         # With nobody to choose from the list is hidden, and a name that is added meanwhile must not be lost.
@@ -107,9 +110,11 @@ def wire(people: People, shell: Shell, store: Store) -> None:
 
     def add(name: str) -> list[Any]:
         try:
-            return chosen_values(shell.live, person_name(name or ""))
+            person = person_name(name or "")
         except SpecError as error:
             return [*[gr.skip()] * 6, {"text": str(error)}, gr.skip(), gr.skip()]
+        shell.live.welcome(person)
+        return chosen_values(shell.live, person)
 
     def ask(person: str | None) -> list[Any]:
         refused = refusal(shell.live, person or "")
@@ -180,4 +185,6 @@ def _count(folder: Path) -> int:
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     if folder.name in ("photos", "dataset"):
         return sum(entry.suffix.lower() in PHOTO_SUFFIXES for entry in entries)
+    if folder.name == "prompts":
+        return len(entries)
     return sum(entry.is_dir() for entry in entries)

@@ -11,8 +11,8 @@ from headshot_ui.dataset import edit
 from headshot_ui.dataset.caption import FACING, turn
 from headshot_ui.dataset.saved import MANIFEST, load_dataset, save_dataset, stored_photos, with_verdict
 from headshot_ui.dataset.types import PreparedPhoto
-from headshot_ui.errors import HeadshotError, StoreError
-from headshot_ui.store import Store, read_json
+from headshot_ui.errors import HeadshotError
+from headshot_ui.store import Store
 from headshot_ui.ui.outcomes import count_of
 from headshot_ui.ui.thumbnails import data_uri
 
@@ -52,14 +52,6 @@ def photos_of(store: Store, person: str) -> tuple[PreparedPhoto, ...]:
     folder = store.dataset_dir(person)
     load_dataset(folder)  # tells what is missing or damaged
     return tuple(stored_photos(folder).values())
-
-
-def base_of(store: Store, person: str) -> str:
-    """The base model the photos were prepared for; "" where that is not known."""
-    try:
-        return str(read_json(store.dataset_dir(person) / MANIFEST)["spec"]["base"])
-    except (StoreError, KeyError, TypeError):
-        return ""
 
 
 def kept_photos(store: Store, person: str) -> int:

@@ -12,18 +12,20 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from headshot_ui.errors import HeadshotError, SpecError, StoreError
-from headshot_ui.generation.records import RANKING, Picture, read_ranking
+from headshot_ui.generation.records import RANKING, Picture, pictures_of, still_there
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store, read_json, read_png_metadata, told_plainly
 
 ALL, STARRED, BEST = "all", "starred", "best"
 WHICH = (ALL, STARRED, BEST)
 BEST_SHARE = 0.25
+SETS_KEPT = 2048  # rankings in memory; one of 16 pictures takes about 15 kB
 #: Deleted pictures wait here, beside their set, until the next deletion or the next start.
 BIN = ".deleted"
 
@@ -92,12 +94,22 @@ def _age(each: PictureSet) -> tuple[float, str]:
 def read_set(folder: Path) -> PictureSet | None:
     """One set, or None where it cannot be read."""
     try:
-        pictures = read_ranking(folder)
-        data = read_json(folder / RANKING)
-        finished_s = (folder / RANKING).stat().st_mtime
+        now = (folder / RANKING).stat()
+        written = _written(folder, now.st_mtime_ns, now.st_ino, now.st_size)
     except (StoreError, OSError):
         return None
-    return PictureSet(folder, finished_s, str(data.get("state", "done")), _request(data.get("request")), pictures)
+    return replace(written, pictures=still_there(folder, written.pictures))
+
+
+@lru_cache(maxsize=SETS_KEPT)
+def _written(folder: Path, changed_ns: int, _inode: int, _size: int) -> PictureSet:
+    """A set as its ranking describes it, read once: every click looks at all sets of the person. Raises StoreError.
+
+    All of the key but the folder changes when the ranking is written anew.
+    """
+    data = read_json(folder / RANKING)
+    pictures = pictures_of(folder, data)
+    return PictureSet(folder, changed_ns / 1e9, str(data.get("state", "done")), _request(data.get("request")), pictures)
 
 
 def _request(data: Any) -> GenerateSpec | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headshot_ui import families
 from headshot_ui.errors import HeadshotError, SpecError
-from headshot_ui.generation.plan import check_words
+from headshot_ui.generation.plan import check_negative, check_words
 from headshot_ui.generation.prompts import render_free
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _vocabulary(info: BaseInfo) -> Vocabulary:
 
 
 def check_prompt(info: BaseInfo | None, field: str, text: str) -> None:
-    """Raise SpecError for ``field``: a placeholder that means nothing, or the words the base does not know.
+    """Raise SpecError for ``field``: a placeholder that means nothing, or what the base does not read.
 
     A base whose vocabulary cannot be read raises nothing: that is told when it is used.
     """
@@ -38,6 +38,8 @@ def check_prompt(info: BaseInfo | None, field: str, text: str) -> None:
     if info is None:
         return
     try:
+        if field == "negative_prompt":
+            check_negative(info, text)
         with _reading:
             known = _vocabulary(info)
             check_words(known, field, [plain])

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from headshot_ui.errors import SpecError
-from headshot_ui.specs import GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
+from headshot_ui.specs import PHRASE, GenerateSpec, HeadshotsSpec, PrepareSpec, TrainSpec
 
 #: Pictures of each look: enough to choose from.
 PICTURES_PER_LOOK = 2
@@ -27,17 +27,20 @@ def person_name(name: str) -> str:
     return person
 
 
-def prepare_request(name: str, photos: Sequence[str], base: str) -> PrepareSpec:
-    """The photos to check. Raises SpecError whose ``field`` is "person", "photos" or "base"."""
+def prepare_request(name: str, photos: Sequence[str], base: str, captions: str = PHRASE) -> PrepareSpec:
+    """The photos to check; ``captions`` is one of CAPTIONS.
+
+    Raises SpecError whose ``field`` is "person", "photos" or "base".
+    """
     person = person_name(name)
     if not base:
         raise SpecError("base", "No base model was found: get a complete copy of the program, then start it again.")
-    return PrepareSpec(person, tuple(photos), base)
+    return PrepareSpec(person, tuple(photos), base, captions=None if captions == PHRASE else captions)
 
 
-def headshots_request(name: str, photos: Sequence[str], base: str) -> HeadshotsSpec:
-    """Everything at its default. Raises SpecError whose ``field`` is "person", "photos" or "base"."""
-    prepare = prepare_request(name, photos, base)
+def headshots_request(name: str, photos: Sequence[str], base: str, captions: str = PHRASE) -> HeadshotsSpec:
+    """Everything else at its default. Raises SpecError whose ``field`` is "person", "photos" or "base"."""
+    prepare = prepare_request(name, photos, base, captions)
     return HeadshotsSpec(
         prepare,
         TrainSpec(prepare.person, base),

@@ -58,6 +58,7 @@ def _row(run: Run, likeness: float | None, fingerprint_now: str, busy: bool) -> 
         "spark": spark(losses_of(run.folder)),
         "likeness": "" if likeness is None else f"{likeness:.0f} %",
         "use": usable,
+        "take": usable and run.state != "running",
         "further": run.state != "running" and not blocked and not busy,
         "further_label": "Learn more" if run.state == "done" else "Go on",
         "blocked": blocked if run.state in UNFINISHED else "",

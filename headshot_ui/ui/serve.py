@@ -16,6 +16,7 @@ from headshot_ui.errors import SetupError
 from headshot_ui.ui.door import Wish, addresses, check_bind, web_address
 from headshot_ui.ui.guard import Door, Guard
 from headshot_ui.ui.login import Credentials, LoginGate
+from headshot_ui.ui.opening import Opening, nothing_thrown_away
 from headshot_ui.ui.privacy import set_environment
 from headshot_ui.ui.share import NO_LINK, NO_NETWORK, close_links, link_host, relay_answers, tidy_link
 from headshot_ui.ui.uploads import FILE_BYTES, Uploads
@@ -41,7 +42,8 @@ def serve(
     """Show the page until Ctrl-C. ``note`` is told its address. Raises SetupError when the port is taken."""
     door = make_door(wish, credentials)
     share = wish.share and _can_share()
-    page, address = launch(engine, settings, wish.host, wish.port, door=door, share=share)
+    with nothing_thrown_away():
+        page, address = launch(engine, settings, wish.host, wish.port, door=door, share=share)
     note(address)
     try:
         with _ctrl_c_on_termination():
@@ -90,7 +92,6 @@ def launch(
     door = door or Door()
     door.uploads = Uploads(shown_dir, (settings.outputs_dir,))
     page = build_page(engine, settings, shown_dir, **page_options)
-    page.queue(max_size=20)
     with tidy_link(shown_dir / "link") if share else contextlib.nullcontext():
         free = _launch_on_free_port(page, host, port, door, share)
     if page.share_url:
@@ -116,8 +117,8 @@ def _launch_on_free_port(page: Any, host: str, port: int | None, door: Door, sha
                 quiet=True, share=share, inbrowser=False, run_history=False, enable_monitoring=False, show_error=False,
                 mcp_server=False, ssr_mode=False, footer_links=[], max_file_size=FILE_BYTES, theme=theme(),
                 css=palette_css(), css_paths=style_sheets(), favicon_path=_HERE / "icon.svg", js=ON_LOAD,
-                app_kwargs={"middleware": [Middleware(Guard, door=door)], "openapi_url": None, "docs_url": None,
-                            "redoc_url": None},
+                app_kwargs={"middleware": [Middleware(Guard, door=door), Middleware(Opening)],
+                            "openapi_url": None, "docs_url": None, "redoc_url": None},
             )  # fmt: skip
             return free
         except OSError as error:  # another program was quicker since the port was found free

@@ -39,6 +39,7 @@ NOTE = '{{#if value.text}}<p class="hs-note">{{value.text}}</p>{{/if}}'
 BAR = """
 {{#if value.shown}}
 <section class="hs-bar-box" aria-label="Jobs">
+  {{#if value.card}}<p class="hs-note" role="status">{{value.card}}</p>{{/if}}
   {{#each value.running}}
   <div class="hs-job hs-running">
     <div class="hs-job-line">
@@ -229,15 +230,17 @@ HISTORY = """
       aria-label="Loss of this training" preserveAspectRatio="none"><polyline points="{{this.spark}}"/></svg>
       {{else}}<span class="hs-soft">–</span>{{/if}}</td>
     <td data-label="Likeness">{{#if this.likeness}}{{this.likeness}}{{else}}<span class="hs-soft">–</span>{{/if}}</td>
-    <td class="hs-run-actions">
+    <td><div class="hs-run-actions">
       {{#if this.use}}<button type="button" class="hs-button" data-do="use" data-item="{{this.name}}"
         aria-label="Use the training of {{this.when}} for pictures">Use for pictures</button>{{/if}}
+      {{#if this.take}}<button type="button" class="hs-button" data-do="take" data-item="{{this.name}}"
+        aria-label="Take along the LoRA of the training of {{this.when}}">Take along</button>{{/if}}
       {{#if this.further}}<button type="button" class="hs-button" data-do="further" data-item="{{this.name}}"
         aria-label="{{this.further_label}}: {{this.when}}">{{this.further_label}}</button>{{/if}}
       {{#if this.delete}}<button type="button" class="hs-button" data-do="delete" data-item="{{this.name}}"
         aria-label="Delete the training of {{this.when}}">Delete</button>{{/if}}
       {{#if this.blocked}}<span class="hs-soft">{{this.blocked}}</span>{{/if}}
-    </td>
+    </div></td>
   </tr>
   {{/each}}
   </tbody>
@@ -250,12 +253,44 @@ DELETE_RUN = """
 stay.</p>
 """
 
+TAKE_LORA = """
+{{#if value.run}}
+<h3 data-run="{{value.run}}">Take the LoRA along</h3>
+<p class="hs-soft">What the training of {{value.when}} learned in {{value.steps}}, as one file for other programs on
+your own computer. Whoever has this file can draw pictures of this person: hand it on with care.</p>
+{{/if}}
+"""
+
+LORA_HELP = """
+{{#if value.base}}
+<dl class="hs-lora-help">
+  {{#if value.where}}<dt>Where it goes</dt>{{#each value.where}}<dd>{{this}}</dd>{{/each}}{{/if}}
+  <dt>In the prompt</dt>
+  {{#if value.subject}}<dd>Write <code>{{value.subject}}</code> where the person should be, as in “portrait of
+    <code>{{value.subject}}</code>, wearing a navy suit”.</dd>
+  {{else}}<dd>Write the word the training taught for the person; it is not known of this one.</dd>{{/if}}
+  <dt>Base model</dt>
+  <dd>{{#if value.demo}}{{value.base}}, which only this program has: this file shows how it is done and draws nothing
+    elsewhere.{{else}}{{value.base}}, or one made from it. With others the person is not to be recognised.{{/if}}</dd>
+  {{#if value.licence}}<dt>Licence</dt><dd>{{value.licence}}</dd>{{/if}}
+</dl>
+{{/if}}
+"""
+
+TAKEN_LORA = """
+<div role="status">
+  {{#if value.writing}}<p class="hs-soft">Writing the file …</p>{{/if}}
+  {{#if value.file}}<p class="hs-note"><b>{{value.file}}</b> ({{value.size}}) is downloaded. It is also kept in
+  <code>{{value.folder}}</code>.</p>{{/if}}
+</div>
+"""
+
 #: Seen by nobody: a value whose change is an event.
 MARK = '<span data-mark="{{value.mark}}"></span>'
 
 MODELS = """
 <p class="hs-soft">The demo's own models are always here. For photographs, get what you need; files go to
-<code>{{value.folder}}</code>.</p>
+<code>{{value.folder}}</code>. A checkpoint of your own (SDXL, FLUX.1) that you put there can be chosen too.</p>
 <ul class="hs-models">
   {{#each value.rows}}
   <li class="hs-model hs-model-{{this.state}}">
@@ -293,4 +328,16 @@ MODELS = """
   </li>
   {{/each}}
 </ul>
+{{#if value.own}}
+<h2 class="hs-models-head">Put there by hand</h2>
+<ul class="hs-models" id="own-models">
+  {{#each value.own}}
+  <li class="hs-model">
+    <div class="hs-model-line"><b>{{this.title}}</b>
+      <span class="hs-tag">{{#if this.wrong}}Cannot be used{{else}}Here{{/if}}</span></div>
+    <p class="hs-soft">{{this.text}}</p>
+  </li>
+  {{/each}}
+</ul>
+{{/if}}
 """

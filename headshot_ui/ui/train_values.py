@@ -12,7 +12,7 @@ from typing import Any
 
 from headshot_ui.commands.spec_options import HELP
 from headshot_ui.errors import HeadshotError, SpecError
-from headshot_ui.families.protocol import BaseDefaults, BaseInfo
+from headshot_ui.families.protocol import Abilities, BaseDefaults, BaseInfo
 from headshot_ui.recipes import DEFAULT, Recipe
 from headshot_ui.specs import TRAIN_USUAL, TrainSpec
 
@@ -23,7 +23,12 @@ _NOT_HERE = frozenset({"person", "base", "run", "recipe"})
 _LABELS = {"rank": "LoRA rank", "alpha": "LoRA alpha", "min_snr_gamma": "Min-SNR gamma", "steps": "Steps",
            "size_px": "Size of the photos in pixels"}  # fmt: skip
 #: Words for the values of fields that are chosen from a list.
-_CHOICES = {"optimizer": (("AdamW in 32 bit", "adamw"), ("AdamW in 8 bit", "adamw8bit"))}
+_CHOICES = {
+    "optimizer": (("AdamW in 32 bit", "adamw"), ("AdamW in 8 bit", "adamw8bit")),
+    "gradient_checkpointing": (("none", "none"), ("partial", "partial"), ("full", "full")),
+}
+#: Who chooses where a person does not.
+_OTHERWISE = {"gradient_checkpointing": "as the memory needs"}
 #: ``BaseDefaults`` calls some fields otherwise.
 _BASE_NAMES = {"steps": "train_steps"}
 
@@ -35,9 +40,10 @@ class Field:
     name: str  # of the field of TrainSpec
     label: str
     help: str
-    kind: type  # bool, int, float, or str for one of ``choices``
+    kind: type  # bool, int, float, tuple for several whole numbers, or str for one of ``choices``
     default: Any  # None: as the recipe says, else as the base model was made for
     choices: tuple[tuple[str, str], ...] = ()  # (words, value)
+    otherwise: str = "as the recipe says"  # words for choosing none of them
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +53,7 @@ def fields() -> tuple[Field, ...]:
     return tuple(
         Field(
             field.name, _label(field.name), _help(field.name), _kind(hints[field.name]), field.default,
-            _CHOICES.get(field.name, ()),
+            _CHOICES.get(field.name, ()), _OTHERWISE.get(field.name, "as the recipe says"),
         )
         for field in dataclasses.fields(TrainSpec)
         if field.name not in _NOT_HERE
@@ -65,12 +71,18 @@ def _help(name: str) -> str:
 
 def _kind(hint: Any) -> type:
     kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-    return kinds[0]  # type: ignore[no-any-return]
+    kind: type = typing.get_origin(kinds[0]) or kinds[0]
+    return kind
 
 
 def is_typed(field: Field) -> bool:
     """Whether a field holds text: not a tick or a choice."""
     return field.kind is not bool and not field.choices
+
+
+def means_anything(field: Field, can: Abilities) -> bool:
+    """Whether a base model with these abilities takes the setting."""
+    return can.weighs_by_snr or field.name != "min_snr_gamma"
 
 
 def placeholder(field: Field, defaults: BaseDefaults | None) -> str:
@@ -81,6 +93,8 @@ def placeholder(field: Field, defaults: BaseDefaults | None) -> str:
         return "equal to the rank"
     if field.name == "size_px":
         return "the base model's own"
+    if field.name == "resolutions":
+        return "only the size above"
     value = getattr(defaults, _BASE_NAMES.get(field.name, field.name), None) if defaults else None
     value = TRAIN_USUAL.get(field.name) if value is None else value
     return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
@@ -94,8 +108,9 @@ def length_choices(defaults: BaseDefaults | None, recipe: Recipe | None = None) 
 
 
 def steps_of(length: str, defaults: BaseDefaults, recipe: Recipe | None = None) -> int:
-    usual = recipe.train.get("steps") if recipe is not None else None
-    return max(1, round(int(usual or defaults.train_steps) * LENGTHS.get(length, 1.0)))
+    said = recipe.train.get("steps") if recipe is not None else None
+    usual = said if isinstance(said, int) else defaults.train_steps
+    return max(1, round(usual * LENGTHS.get(length, 1.0)))
 
 
 # --- recipes ----------------------------------------------------------------------------------------
@@ -125,6 +140,8 @@ def _filled(field: Field, value: Any, new: str, old: str) -> Any:
 def _text_of(recipe: Recipe | None, field: Field) -> str:
     """What a recipe puts into a field; "" where it says nothing."""
     value = recipe.train.get(field.name) if recipe is not None and field.name != "steps" else None
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return "" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
@@ -143,14 +160,22 @@ def train_request(
     given: dict[str, Any] = {}
     for field, value in zip(fields(), values, strict=True):
         if field.kind is bool:
-            given[field.name] = bool(value) or field.default  # unticked: off, or decided by the memory
+            given[field.name] = bool(value) or field.default
         elif value is not None and str(value).strip():
-            given[field.name] = str(value) if field.choices else _number(field, str(value))
+            given[field.name] = str(value) if field.choices else _entered(field, str(value))
     if defaults is not None and "steps" not in given and length != "normal":
         given["steps"] = steps_of(length, defaults, recipe)
     if recipe is not None and recipe.id != DEFAULT:
         given["recipe"] = recipe.id
     return TrainSpec(person, base, **given)
+
+
+def _entered(field: Field, text: str) -> int | float | tuple[int | float, ...]:
+    """What was typed: one number, or several with blanks or commas between them. Raises SpecError."""
+    if field.kind is not tuple:
+        return _number(field, text)
+    whole = dataclasses.replace(field, kind=int)
+    return tuple(_number(whole, each) for each in text.replace(",", " ").replace(";", " ").split())
 
 
 def _number(field: Field, text: str) -> int | float:

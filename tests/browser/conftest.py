@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from headshot_ui import families
 from headshot_ui.families.protocol import BaseInfo
@@ -76,10 +76,18 @@ def quick_pace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(shell, "IDLE_S", 1.0)
 
 
+@pytest.fixture(autouse=True)
+def own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run in several processes: a page that is restarted must find its port as it left it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    monkeypatch.setattr(serve, "FIRST_PORT", 17860 + 100 * worker)
+
+
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., App]]:
     """Start a page with ``app(step_s=…, steps=…, fail=…)``; it is closed at the end of the test."""
     monkeypatch.setattr(families, "all_bases", lambda settings: (BASE,))
+    monkeypatch.setattr("headshot_ui.ui.live.unused_card", lambda settings: "")  # whatever card is here
     started: list[tuple[Any, FakeEngine]] = []
 
     settings = Settings.from_environment(outputs_dir=tmp_path / "outputs", models_dir=tmp_path / "models")
@@ -128,14 +136,43 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         if not expect_errors:
             page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: problems.extend(_foreign(request.url)))
+        slow_down(context, page)
         page.goto(address)
-        page.get_by_role("heading", name="Headshots", exact=True).wait_for()
+        ready(page)
         return page
 
     yield opened
     for context in contexts:
         context.close()
     assert problems == []
+
+
+def ready(page: Page) -> None:
+    """Wait until the page is whole and takes clicks: its parts come up one after another."""
+    page.locator("body.hs-ready").wait_for()
+    expect(page.get_by_role("tab")).to_have_count(4)
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    ready(page)
+
+
+def slow_down(context: BrowserContext, page: Page) -> None:
+    """Slow the page's scripts by the factor in SLOW_BROWSER: a test that does not wait for what it needs fails then."""
+    factor = float(os.environ.get("SLOW_BROWSER", 1))
+    if factor > 1:
+        context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": factor})
+
+
+def nothing_cut_off(page: Page) -> None:
+    """Nothing is wider than the window; what is just coming up may still find its place."""
+    for _ in range(20):
+        found = page.evaluate(CUT_OFF)
+        if found == []:
+            return
+        page.wait_for_timeout(250)
+    assert found == []
 
 
 def _foreign(url: str) -> list[str]:

@@ -17,7 +17,7 @@ from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.specs import DownloadSpec
 from headshot_ui.ui import serve
 from headshot_ui.ui.live import Live
-from tests.browser.conftest import BASE
+from tests.browser.conftest import BASE, ready, slow_down
 from tests.downloads.conftest import BASE as BASE_ENTRY
 from tests.downloads.conftest import CODEFORMER, Place, online, place, small_catalogue
 from tests.ui.fake_engine import FakeEngine
@@ -49,8 +49,9 @@ def opened(browser: Browser, address: str, asked: list[str], width: int = 1100) 
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: asked.append(f"error: {error}"))
+    slow_down(page.context, page)
     page.goto(address)
-    page.locator("body.hs-ready").wait_for()
+    ready(page)
     page.locator("#models").get_by_role("button", name="Models").click()
     return page
 

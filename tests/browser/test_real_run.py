@@ -13,7 +13,7 @@ from headshot_ui.engine import Engine
 from headshot_ui.settings import Settings
 from headshot_ui.sheet import FILE_NAME as SHEET_NAME
 from headshot_ui.ui import serve
-from tests.browser.conftest import open_tab
+from tests.browser.conftest import open_tab, reload
 
 MINUTES = 60_000
 
@@ -43,7 +43,7 @@ def test_the_demo_photos_become_headshots_that_look_like_the_person(address, out
     expect(page.locator("#photos li")).to_have_count(10, timeout=3 * MINUTES)
     open_tab(page, "Train")
     expect(page.locator("#curve polyline")).to_be_visible(timeout=5 * MINUTES)
-    page.reload()  # the job goes on meanwhile
+    reload(page)  # the job goes on meanwhile
     expect(page.locator("#curve polyline")).to_be_visible()
     expect(page.locator("#samples img").first).to_be_visible(timeout=20 * MINUTES)
     told = page.locator("#bar .hs-done .hs-job-stage")

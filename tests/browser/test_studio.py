@@ -17,7 +17,7 @@ from headshot_ui.settings import Settings
 from headshot_ui.specs import ExportSpec, GenerateSpec, RestoreSpec
 from headshot_ui.store import Store, write_bytes_atomic
 from headshot_ui.ui import export_view, serve
-from tests.browser.conftest import CUT_OFF, open_tab
+from tests.browser.conftest import nothing_cut_off, open_tab, reload
 from tests.ui.fake_engine import portrait
 from tests.ui.studio_stub import BASE, PERSON, StudioEngine, draw_set, studio_settings, trained
 
@@ -89,7 +89,7 @@ def test_from_looks_to_starred_pictures_in_a_zip(studio, open_page):
     running.engine.drawing.clear()
     page.get_by_role("button", name="Draw headshots").click()
     expect(page.locator("#generate-preview img")).to_be_visible()
-    page.reload()
+    reload(page)
     open_tab(page, "Generate")
     expect(page.locator("#generate-preview img")).to_be_visible()  # and the job goes on
     running.engine.drawing.set()
@@ -308,7 +308,7 @@ def test_restore_this_and_compare_by_keyboard(studio, store, open_page):
     assert saved.value.suggested_filename == "002-white-shirt-1.png"
     specs = [spec for spec in running.engine.submitted if isinstance(spec, RestoreSpec)]
     assert [(len(spec.pictures), spec.fidelity_weight) for spec in specs] == [(1, 0.5), (1, 0.1)]
-    page.reload()
+    reload(page)
     open_tab(page, "Restore")
     expect(page.locator("#restored-grid .hs-shot")).to_have_count(2)
 
@@ -376,11 +376,11 @@ def test_a_phone_shows_both_tabs_without_scrolling_sideways(studio, store, open_
     page.get_by_role("button", name="Expert settings").click()
     expect(page.get_by_label("Width in pixels")).to_be_visible()
     expect(page.locator("#headshots-cuts img")).to_have_count(4)
-    assert page.evaluate(CUT_OFF) == []
+    nothing_cut_off(page)
     open_tab(page, "Restore")
     expect(page.get_by_role("slider", name="Compare before and after")).to_be_visible()
     expect(page.locator("#picks [data-tile]").first).to_be_visible()
-    assert page.evaluate(CUT_OFF) == []
+    nothing_cut_off(page)
 
 
 def test_another_person_sees_only_their_own_pictures(studio, store, open_page):

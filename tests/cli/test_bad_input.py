@@ -177,7 +177,7 @@ def test_a_full_disk_in_training_says_how_to_go_on(typed: Typed, store: Store, m
     how, sentence = err.splitlines()
     (run,) = list_runs(store, "anna")
     assert code == 1 and "the disk is full" in sentence
-    begin = f"2 of 6 steps are kept; go on with: train --person anna --base tiny-sdxl --run {run.name} "
+    begin = f"2 of 6 steps are kept; go on with: train --person anna --run {run.name} "
     assert how.startswith(begin)
     typed_again = build_parser().parse_args(shlex.split(how.partition("go on with: ")[2], posix=os.name != "nt"))
     assert Path(typed_again.models) == store.settings.models_dir
@@ -203,7 +203,7 @@ def test_ctrl_c_in_training_says_how_to_go_on(store: Store, models: Path) -> Non
     out, err = process.communicate(timeout=30)
     (run,) = list_runs(store, "anna")
     assert (process.returncode, out, run.state) == (130, "", "cancelled") and run.step > 0
-    assert f"go on with: train --person anna --base tiny-sdxl --run {run.name}" in err
+    assert f"go on with: train --person anna --run {run.name}" in err
     assert err.splitlines()[-1] == "Cancelled; what was finished is kept."
 
 

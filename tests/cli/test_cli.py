@@ -122,9 +122,9 @@ def test_headshots_leaves_a_contact_sheet_beside_the_pictures(command, monkeypat
 @pytest.mark.parametrize(
     "argv",
     [
-        ("train", "--person", "anna"),
-        ("generate", "--person", "anna", "--lora", "none"),
-        ("headshots", "a.jpg", "--person", "anna"),
+        ("train", "--person", "anna", "--base", "demo-sdxl"),
+        ("generate", "--person", "anna", "--lora", "none", "--base", "demo-sdxl"),
+        ("headshots", "a.jpg", "--person", "anna", "--base", "demo-sdxl"),
         ("restore", "a.png", "--person", "anna"),
     ],
     ids=lambda argv: argv[0],
@@ -145,6 +145,15 @@ def test_long_jobs_tell_their_plan_and_with_plan_they_stop_there(command, argv):
 def test_short_jobs_have_no_plan(command):
     assert "Memory:" not in command("prepare", "a.jpg", "--person", "anna").out
     assert command("prepare", "a.jpg", "--person", "anna", "--plan").code == 2
+
+
+def test_short_jobs_too_say_that_a_card_is_not_used_but_not_what_needs_none(command, monkeypatch):
+    renew = "The driver is too old: renew it."
+    monkeypatch.setattr("headshot_ui.commands.job_runner.unused_card", lambda settings: renew)
+    told = command("prepare", "a.jpg", "--person", "anna")
+    assert told.code == 0 and told.out.splitlines()[1].startswith(f"{renew} Until then"), "behind the base model"
+    assert "driver" not in command("export", "a.png", "--person", "anna").out
+    assert "driver" not in command("prepare", "a.jpg", "--person", "anna", "--json").out
 
 
 def test_what_a_job_left_out_is_said_at_its_end(command):
@@ -201,7 +210,7 @@ def test_what_is_not_valid_ends_with_code_2(command, argv, words):
 def test_common_options_may_stand_before_the_command():
     args = build_parser().parse_args(["--vram-limit", "8GB", "train", "--person", "anna"])
     assert args.vram_limit == "8GB"
-    assert build_spec(TrainSpec, args) == TrainSpec("anna", "demo-sdxl")
+    assert build_spec(TrainSpec, args, base="demo-sdxl") == TrainSpec("anna", "demo-sdxl")
 
 
 def test_help_is_fast_and_loads_nothing_heavy():

@@ -45,6 +45,18 @@ def test_list_says_what_there_is_and_what_is_here(models: Callable[..., Any], pl
     assert told["net"]["state"] == "there" and told["net"]["checked_against"] == "published"
     assert told["codeformer"]["non_commercial"] and told["base"]["size_bytes"] > len(WEIGHTS)
     assert {"title", "licence", "licence_page", "source", "note", "detail"} < set(told["base"])
+    assert json.loads(out)["own"] == []
+
+
+def test_list_says_what_was_put_there_by_hand(models: Callable[..., Any], place: Place) -> None:
+    wrong = place.settings.models_dir / "favourite.safetensors"
+    wrong.parent.mkdir(parents=True, exist_ok=True)
+    wrong.write_bytes(b"no tensors")
+    _, out, _ = models("list")
+    told = out[out.index("Put there by hand:") :]
+    assert f"favourite: {wrong} " in told and f"\n  {wrong}\n" in told
+    (own,) = json.loads(models("list", "--json")[1])["own"]
+    assert own["id"] == "favourite" and own["path"] == str(wrong) and own["problem"]
 
 
 def test_get_downloads_and_says_when_everything_is_here(models: Callable[..., Any], place: Place) -> None:

@@ -57,6 +57,14 @@ def test_a_weak_password_is_refused_in_words(command, monkeypatch, password, wor
     assert "all photos and pictures of all people" in done.out  # said before it is asked for
 
 
+def test_a_card_that_is_not_used_is_told_when_the_page_opens(command, monkeypatch):
+    monkeypatch.setattr("headshot_ui.commands.page.unused_card", lambda settings: "The driver is too old: renew it.")
+    monkeypatch.setattr("headshot_ui.ui.serve.serve", lambda *_, **__: None)
+    done = command()
+    assert done.code == 0
+    assert done.out.splitlines()[1].startswith("The driver is too old: renew it. Until then the processor")
+
+
 def test_a_command_is_told_that_the_page_is_open(command, tmp_path):
     with hold(tmp_path / "outputs", PAGE) as note:
         note("http://127.0.0.1:7860/")

@@ -36,7 +36,11 @@ class FakeLoaded:
     info: Any
     loras: list[Sequence[tuple[Path, float]]] = field(default_factory=list)
     kept: list[frozenset[str]] = field(default_factory=list)
+    told: list[Any] = field(default_factory=list)
     released: int = 0
+
+    def report_to(self, told: Any) -> None:
+        self.told.append(told)
 
     def keep(self, parts: frozenset[str]) -> None:
         self.kept.append(parts)
@@ -89,6 +93,19 @@ class FakeRestorer:
 
 
 @dataclass(frozen=True)
+class FakeCaptionerLoader:
+    """A captioner that is installed."""
+
+    folder: Path
+    load: Any
+    id: str = "florence-2"
+    title: str = "Captioner"
+
+    def weights(self, settings: Settings) -> tuple[Path, ...]:
+        return (self.folder / "captioner.safetensors",)
+
+
+@dataclass(frozen=True)
 class FakeMade:
     """What restoring or exporting made: one file per picture (and layout)."""
 
@@ -133,6 +150,7 @@ class FakeWorld:
     judge_fails: bool = False
     refiner: RefinerInfo | None = None
     no_restorer: str = ""
+    no_captioner: str = ""
     wrong_request: str = ""
     exporting: threading.Event = field(default_factory=threading.Event)
     hold_export: threading.Event | None = None
@@ -167,6 +185,7 @@ class FakeWorld:
             load_parser=self.load_other("parser"),
             load_judge=self.load_judge,
             load_recogniser=self.load_recogniser,
+            find_captioner=self.find_captioner,
             prepare=self.prepare,
             train=self.train,
             generate=self.generate,
@@ -216,10 +235,19 @@ class FakeWorld:
             raise ModelError("No face recogniser is installed.")
         return "recogniser"
 
+    def find_captioner(self, settings: Settings, info: BaseInfo) -> FakeCaptionerLoader:
+        if self.no_captioner:
+            raise ModelError(self.no_captioner)
+        return FakeCaptionerLoader(settings.models_dir, self.load_other("captioner"))
+
     def prepare(
-        self, spec: PrepareSpec, store: Store, info: BaseInfo, detector: Any, report: Reporter, recogniser: Any
-    ) -> Dataset:
+        self, spec: PrepareSpec, store: Store, info: BaseInfo, detector: Any, report: Reporter, recogniser: Any,
+        open_captioner: Any = None,
+    ) -> Dataset:  # fmt: skip
         self.note("prepare", spec, detector, recogniser)
+        if open_captioner is not None:
+            with open_captioner() as captioner:
+                self.note("captioner open", captioner)
         report("Looking at the photos", 1, 1)
         folder = store.dataset_dir(spec.person)
         write_json_atomic(folder / "dataset.json", {"person": spec.person})
@@ -234,6 +262,7 @@ class FakeWorld:
             if self.hold is not None:
                 assert self.hold.wait(10)
         if self.fail is not None:
+            change_run(run, state="failed", step=2)
             raise self.fail
         write_bytes_atomic(run.folder / "lora.safetensors", b"lora")
         change_run(run, state="done", lora="lora.safetensors", step=3)

@@ -49,7 +49,8 @@ def test_the_real_stages_take_what_the_engine_gives_them() -> None:
         "all_bases": 1, "find_base": 2, "likely_refiner": 3, "chosen_refiner": 3, "all_restorers": 0,
         "choose_restorer": 2, "check_request": 3, "load_dataset": 1, "load_base": 2, "load_refiner": 2,
         "load_detector": 2, "load_any_detector": 2, "load_upscaler": 2, "load_parser": 1, "load_judge": 4,
-        "load_recogniser": 2, "prepare": 6, "train": 5, "generate": 6, "restore_tools": 4, "restore": 5, "export": 4,
+        "load_recogniser": 2, "find_captioner": 2, "prepare": 7, "train": 5, "generate": 6, "restore_tools": 4,
+        "restore": 5, "export": 4,
     }  # fmt: skip
     assert set(given) == {field.name for field in fields(Parts)}
     parts = real_parts()

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from headshot_ui.amounts import StagePlan
+from headshot_ui.card_words import LOST_BEFORE
 from headshot_ui.engine import Engine
-from headshot_ui.errors import StoreError
+from headshot_ui.errors import MemoryBudgetError, StoreError
 from headshot_ui.families.protocol import RefinerInfo
 from headshot_ui.logs import stop_log
+from headshot_ui.meter import StageMeter
+from headshot_ui.peaks import Peaks
+from headshot_ui.runs import list_runs
 from headshot_ui.settings import Settings
 from headshot_ui.specs import ExportSpec, GenerateSpec, HeadshotsSpec, PrepareSpec, RestoreSpec, TrainSpec
+from headshot_ui.store import Store
+from headshot_ui.workshop import JobContext, SharedParts, Workshop
 from tests.core.fakes import FakeWorld
 
 WAIT_S = 20.0
@@ -188,8 +196,84 @@ def test_running_out_of_memory_evicts_everything_and_says_what_to_change(engine:
     last = engine.submit(TRAIN).wait(WAIT_S)
     assert last.error == (
         "The memory of this computer ran out while learning; what was finished before is kept. "
-        "To need less, learn from one photo at a time (batch size 1) or switch gradient checkpointing on."
+        "To need less, learn from one photo at a time (batch size 1) or choose partial gradient checkpointing."
     )
     assert [loaded.released for loaded in world.loaded] == [1, 1]
     world.fail = None
     assert engine.submit(TRAIN).wait(WAIT_S).state == "done"
+
+
+def test_running_out_of_graphics_memory_says_who_holds_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headshot_ui.settings._usable", lambda device: True)
+    monkeypatch.setattr("headshot_ui.workshop.out_of_graphics_memory", lambda: "A game holds 5 GB: close it.")
+    asked = {"device": "cuda", "dtype": "float16", "vram_limit": "8GB"}
+    card = Settings.from_environment(root=settings.root, environment={}, **asked)  # type: ignore[arg-type]
+    shop = Workshop(card, Store(card), SharedParts(FakeWorld(card).parts), Peaks(card.outputs_dir))
+    plan = StagePlan("train", "demo", "", 0, ())
+    with pytest.raises(MemoryBudgetError) as told:  # noqa: SIM117
+        with shop.measured(plan, JobContext(lambda *_, **__: None, StageMeter()), "learning", "Draw less."):
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert str(told.value) == (
+        "The graphics memory that may be used (8.0 GB) ran out while learning; what was finished before is kept. "
+        "Draw less. A game holds 5 GB: close it."
+    )
+
+
+def test_what_getting_a_base_ready_took_is_kept_apart(settings: Settings) -> None:
+    peaks, world = Peaks(settings.outputs_dir), FakeWorld(settings)
+    shop = Workshop(settings, Store(settings), SharedParts(world.parts), peaks)
+    heard: list[tuple[str, int, int]] = []
+    job = JobContext(lambda stage, step, total, *_: heard.append((stage, step, total)), StageMeter())
+    began = time.perf_counter()
+    with (
+        shop.measured(StagePlan("train", "demo", "small", 3, ()), job, "learning", "Learn less."),
+        shop.loaded(shop.base("demo"), job.report) as loaded,
+    ):
+        told = loaded.told[-1]  # type: ignore[attr-defined]
+        told("Reading", 0, 1)
+        time.sleep(0.3)
+        told("Reading", 1, 1)
+    (found,) = peaks.of("demo").values()
+    assert found.first_s >= 0.3 and found.seconds <= time.perf_counter() - began - 0.3
+    assert heard == [("Reading", 0, 1), ("Reading", 1, 1)] and loaded.told[-1] is None  # type: ignore[attr-defined]
+
+
+# --- a card that is lost ----------------------------------------------------------------------------
+def test_after_a_lost_card_every_job_that_needs_it_says_so_at_once(engine: Engine, world: FakeWorld) -> None:
+    engine.submit(PREPARE).wait(WAIT_S)
+    world.fail = RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be …")
+    world.hold = threading.Event()
+    training = engine.submit(TRAIN)
+    waiting = engine.submit(GENERATE)
+    assert world.training.wait(WAIT_S) and engine.card_lost == ""
+    world.hold.set()
+    told = training.wait(WAIT_S).error
+    (run,) = list_runs(engine.store, "anna")
+    assert told is not None and told.startswith("The graphics card stopped working")
+    assert "end this program and start it again" in told and str(engine.store.person_dir("anna")) in told
+    assert "2 steps of the training are kept" in told and "Go on from there" in told
+    assert f"“python3 app.py train --person anna --run {run.name}”" in told
+    assert engine.log_file is not None and "unspecified launch failure" in engine.log_file.read_text("utf-8")
+    names = list(world.names)
+    assert waiting.wait(WAIT_S).error == engine.submit(PREPARE).wait(WAIT_S).error == LOST_BEFORE
+    assert world.names == names, "nothing was begun"
+    exported = engine.submit(ExportSpec("anna", ("one.png",))).wait(WAIT_S)
+    assert exported.state == "done", "an export computes on the processor and goes on"
+    assert [loaded.released for loaded in world.loaded] == [1], "what the error met was dropped"
+
+
+def test_an_earlier_run_is_not_named_for_a_job_that_trained_nothing(
+    engine: Engine, world: FakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.submit(PREPARE).wait(WAIT_S)
+    world.fail = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert "unexpected" in str(engine.submit(TRAIN).wait(WAIT_S).error), "an error of another kind loses no card"
+    assert engine.card_lost == ""
+
+    def lose(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(world, "generate", lose)
+    with Engine(engine.settings, world.parts) as other:
+        told = other.submit(replace(GENERATE, lora=None)).wait(WAIT_S).error
+    assert told is not None and "stopped working" in told and "--run" not in told

@@ -15,20 +15,11 @@ import pytest
 from PIL import Image
 
 from headshot_ui import forecast as forecast_module
-from headshot_ui.amounts import (
-    DRAWING,
-    FINDING_FACES,
-    LEARNING,
-    SDXL_DENOISER_PARAMETERS,
-    Known,
-    lora_bytes,
-    plan_generate,
-    plan_train,
-    without_lora,
-)
+from headshot_ui.amounts import FINDING_FACES, Known, plan_generate, plan_train, without_lora
+from headshot_ui.base_bytes import DRAWING, LEARNING, SDXL_DENOISER_PARAMETERS, lora_bytes
 from headshot_ui.engine import Engine
 from headshot_ui.errors import ModelError, SpecError
-from headshot_ui.families.protocol import RefinerInfo
+from headshot_ui.families.protocol import BaseInfo, RefinerInfo
 from headshot_ui.forecast import PROCESS_BYTES, Forecast, StageForecast, forecast, forecast_lines
 from headshot_ui.logs import stop_log
 from headshot_ui.memory import CONTEXT_BYTES
@@ -36,6 +27,7 @@ from headshot_ui.peaks import Measured, Peaks
 from headshot_ui.runs import create_run
 from headshot_ui.settings import Settings
 from headshot_ui.specs import (
+    CHECKPOINTING,
     ExportSpec,
     GenerateSpec,
     HeadshotsSpec,
@@ -49,7 +41,7 @@ from tests.core.fakes import FakeWorld, write_weights
 
 ROOT = Path(__file__).parents[2]
 DENOISER, TEXT, VAE = 1_000_000, 300_000, 100  # numbers; in float32 four times as many bytes
-TRAIN = TrainSpec("anna", "demo", steps=100, batch_size=2, rank=8, gradient_checkpointing=False)
+TRAIN = TrainSpec("anna", "demo", steps=100, batch_size=2, rank=8, gradient_checkpointing="none")
 GENERATE = GenerateSpec("anna", "demo", presets=("navy-suit", "white-shirt"), count=3, steps=10, width=64, height=64)
 
 
@@ -88,6 +80,8 @@ def on_card(
     def make(spec: Spec, budget: int = 2**40) -> Forecast:
         monkeypatch.setattr("headshot_ui.settings._usable", lambda device: True)
         monkeypatch.setattr(forecast_module, "vram_budget_bytes", lambda settings: budget)
+        monkeypatch.setattr(forecast_module, "plan_notes", lambda settings, device: (f"On {device}.",))
+        monkeypatch.setattr(forecast_module, "who_holds_memory", lambda: "A game holds 5 GB: close it.")
         card = Settings.from_environment(root=settings.root, device="cuda", dtype="float16", environment={})
         return forecast(spec, card, world.parts(), peaks)
 
@@ -104,7 +98,7 @@ def test_in_main_memory_all_weights_count_and_the_most_demanding_part_computes(p
     (train,) = made.stages
     assert (made.memory_kind, made.fits, made.advice, made.seconds) == ("memory", True, "", None)
     assert train.on_device == ("text encoders", "VAE", "denoiser") and not train.measured
-    learning = int(LEARNING * 64 * 64 * 2 * width(DENOISER) * 2)  # float32 takes twice the bytes of 16 bit
+    learning = int(LEARNING["none"] * 64 * 64 * 2 * width(DENOISER) * 2)  # float32 takes twice the bytes of 16 bit
     assert train.peak_bytes == pytest.approx(PROCESS_BYTES + 4 * (DENOISER + TEXT + VAE) + learning, abs=4)
 
 
@@ -134,9 +128,9 @@ def test_a_refiner_is_named_and_counted(plan: Callable[..., Forecast], world: Fa
 def test_checkpointing_and_smaller_batches_need_less(plan: Callable[..., Forecast]) -> None:
     peaks = [
         plan(replace(TRAIN, batch_size=size, gradient_checkpointing=on)).peak_bytes
-        for size, on in ((4, False), (2, False), (2, True), (1, True))
+        for size, on in ((4, "none"), (2, "none"), (2, "partial"), (2, "full"), (1, "full"))
     ]
-    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 5
 
 
 def test_the_disk_a_run_takes_follows_from_the_attention_of_the_denoiser(tmp_path: Path) -> None:
@@ -147,7 +141,8 @@ def test_the_disk_a_run_takes_follows_from_the_attention_of_the_denoiser(tmp_pat
     names = {"mid.attn1.to_q.weight": (6, 10), "mid.attn1.to_out.0.weight": (10, 10), "mid.conv.weight": (9, 9)}
     arrays = {name: np.zeros(shape, np.float16) for name, shape in names.items()}
     save_file({**arrays, "mid.attn1.to_out.0.bias": np.zeros(10, np.float16)}, tmp_path / "unet" / "x.safetensors")
-    assert lora_bytes([tmp_path], rank=8) == 4 * 8 * ((6 + 10) + (10 + 10))
+    info = BaseInfo("x", "sdxl", "X", tmp_path, "", "", 64)
+    assert lora_bytes(info, rank=8) == 4 * 8 * ((6 + 10) + (10 + 10))
 
 
 def test_restoring_counts_the_restorer_and_the_pictures(
@@ -207,7 +202,7 @@ def test_8_bit_moments_need_less(on_card: Callable[..., Forecast], settings: Set
 
 def plan_train_bytes(on_card: Callable[..., Forecast], optimizer: str) -> tuple[int, int]:
     """Of graphics memory while learning, far above what else is in it, and of the disk."""
-    made = on_card(replace(TRAIN, batch_size=64, gradient_checkpointing=False, optimizer=optimizer))
+    made = on_card(replace(TRAIN, batch_size=64, gradient_checkpointing="none", optimizer=optimizer))
     return made.peak_bytes, made.disk_bytes
 
 
@@ -218,6 +213,13 @@ def test_work_is_counted_in_photos_learned_from_and_goes_with_accumulation(
     once = plan_train(replace(TRAIN, steps=1000, batch_size=1), known)
     four = plan_train(replace(TRAIN, steps=1000, batch_size=1, gradient_accumulation=4), known)
     assert (once.units, four.units, once.size, four.size) == (1000, 4000, "64x64 batch 1", "64x64 batch 1")
+
+
+def test_each_level_of_checkpointing_is_another_measurement(settings: Settings, world: FakeWorld) -> None:
+    """Those of none and full go by the names they had before there were levels, so that old measurements count."""
+    known = Known(settings, world.parts(), "cpu", "float32")
+    sizes = [plan_train(replace(TRAIN, gradient_checkpointing=level), known).size for level in CHECKPOINTING]
+    assert sizes == [f"64x64 batch 2{more}" for more in ("", " partly checkpointed", " checkpointed")]
 
 
 def test_a_recipe_counts_in_the_plan(settings: Settings, world: FakeWorld) -> None:
@@ -262,8 +264,8 @@ def test_seconds_of_drawing_go_with_pictures_and_steps(plan: Callable[..., Forec
     ("room", "words"),
     [
         (lambda made: made(replace(TRAIN, batch_size=1)), "learn from one photo at a time"),
-        (lambda made: made(replace(TRAIN, gradient_checkpointing=True)), "switch gradient checkpointing on."),
-        (lambda made: made(replace(TRAIN, batch_size=1, gradient_checkpointing=True)), "and use batch size 1"),
+        (lambda made: made(replace(TRAIN, gradient_checkpointing="full")), "choose full gradient checkpointing."),
+        (lambda made: made(replace(TRAIN, batch_size=1, gradient_checkpointing="full")), "and batch size 1"),
         (lambda made: 1000, "Nothing smaller fits either: close other programs"),
     ],
 )
@@ -285,7 +287,26 @@ def test_a_disk_without_room_is_said(plan: Callable[..., Forecast], monkeypatch:
 def test_the_limit_of_a_card_is_obeyed(on_card: Callable[..., Forecast]) -> None:
     made = on_card(TRAIN, CONTEXT_BYTES)
     assert not made.fits and "--vram-limit" in made.advice
-    assert on_card(TRAIN, 2**35).fits
+    assert made.notes == ("On cuda.", "A game holds 5 GB: close it.")
+    assert forecast_lines(made)[-3:] == [*made.notes, f"This may not fit. {made.advice}"]
+    enough = on_card(TRAIN, 2**35)
+    assert enough.fits and enough.notes == ("On cuda.",), "who holds the rest matters only where it is missing"
+
+
+def test_on_apples_gpus_the_plan_counts_main_memory_as_far_as_metal_gives_it(
+    settings: Settings, world: FakeWorld, peaks: Peaks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headshot_ui.settings._usable", lambda device: device == "mps")
+    monkeypatch.setattr("headshot_ui.settings.computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(forecast_module, "free_ram_bytes", lambda: 12 * 2**30)
+    monkeypatch.setattr(forecast_module, "own_ram_bytes", lambda: 0)
+    monkeypatch.setattr(forecast_module, "shared_vram_bytes", lambda settings: 10 * 2**30)
+    monkeypatch.setattr(forecast_module, "plan_notes", lambda settings, device: ())
+    mac = Settings.from_environment(root=settings.root, device="mps", environment={})
+    half = forecast(TRAIN, mac, world.parts(), peaks)
+    assert (half.memory_kind, half.limit_bytes) == ("memory", 10 * 2**30)
+    full = Settings.from_environment(root=settings.root, device="mps", dtype="float32", environment={})
+    assert half.peak_bytes < forecast(TRAIN, full, world.parts(), peaks).peak_bytes, "the plan knows of bfloat16"
 
 
 # --- words --------------------------------------------------------------------------------------------

@@ -10,8 +10,20 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
-from headshot_ui.errors import ModelError
-from headshot_ui.memory import CONTEXT_BYTES, files_bytes, free_vram_bytes, limit_vram, read_header, weight_bytes
+from headshot_ui import memory
+from headshot_ui.errors import DeviceError, ModelError
+from headshot_ui.graphics import Build, Card, Look, Program
+from headshot_ui.memory import (
+    CONTEXT_BYTES,
+    DESKTOP_BYTES,
+    card_bytes,
+    files_bytes,
+    free_vram_bytes,
+    limit_vram,
+    read_header,
+    vram_budget_bytes,
+    weight_bytes,
+)
 from headshot_ui.settings import Settings
 from tests.core.fakes import write_weights
 
@@ -81,11 +93,17 @@ class FakeCuda:
     def is_available(self) -> bool:
         return True
 
+    def get_device_capability(self) -> tuple[int, int]:
+        return 8, 6
+
+    def get_arch_list(self) -> list[str]:
+        return ["sm_86"]
+
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     made = FakeCuda()
-    fake: Any = SimpleNamespace(cuda=made)
+    fake: Any = SimpleNamespace(cuda=made, version=SimpleNamespace(cuda="13.2"))
     monkeypatch.setitem(sys.modules, "torch", fake)
     return made
 
@@ -108,19 +126,109 @@ def test_free_graphics_memory_stays_below_the_limit(tmp_path: Path, cuda: FakeCu
     assert free_vram_bytes(on_card(tmp_path, "1GB")) < 0, "it is more than full already"
 
 
-@pytest.mark.parametrize(("system", "share"), [("win32", 0.75), ("linux", None)])
-def test_on_windows_torch_never_gets_more_than_is_truly_free(
-    system: str, share: float | None, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_counts_on_the_whole_card_within_the_limit(
+    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
+    assert card_bytes(on_card(tmp_path, None)) == 24 * 2**30, "not only on what is free at the moment"
+    assert card_bytes(on_card(tmp_path, "8GB")) == 8 * 2**30
+    assert card_bytes(on_card(tmp_path, "96GB")) == 24 * 2**30
+    settings = Settings.from_environment(root=tmp_path, device="cpu", environment={})
+    assert card_bytes(settings) is None
+    limited = on_card(tmp_path, "8GB")
+    assert limited.device == "cuda"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert card_bytes(limited) == 8 * 2**30, "the limit is known before torch is loaded"
 
-    from headshot_ui import memory
 
-    given: list[float] = []
-    card = type("Card", (), {"total_memory": 8 * 2**30})
-    monkeypatch.setattr(memory.sys, "platform", system)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, index: given.append(part))
-    monkeypatch.setattr(memory, "vram_budget_bytes", lambda settings: 6 * 2**30 + memory.CONTEXT_BYTES)
-    memory.limit_vram(type("S", (), {"device": "cuda", "vram_limit_bytes": None}))  # type: ignore[arg-type]
-    assert given == ([] if share is None else [share])
+@pytest.mark.parametrize("limit", [None, "8GB", "96GB"])
+def test_on_windows_torch_never_gets_more_than_is_truly_free(
+    limit: str | None, tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    limit_vram(on_card(tmp_path, limit))
+    free = 20 * 2**30 - DESKTOP_BYTES  # what others have is not given away, whatever limit was asked for
+    allowed = 8 * 2**30 - CONTEXT_BYTES if limit == "8GB" else free
+    assert cuda.shares == [allowed / (24 * 2**30)]
+    assert vram_budget_bytes(on_card(tmp_path, None)) == free + CONTEXT_BYTES, "the plan counts on no more either"
+    assert free_vram_bytes(on_card(tmp_path, None)) == 18 * 2**30 - DESKTOP_BYTES
+    monkeypatch.setattr(cuda, "mem_get_info", lambda: (0, 24 * 2**30))
+    monkeypatch.setattr(cuda, "memory_reserved", lambda: 0)
+    limit_vram(on_card(tmp_path, None))
+    assert cuda.shares[-1] == 0.0, "a full card: the next allocation fails at once instead of crawling"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "set to serve one at a time"),
+        (RuntimeError("CUDA error: out of memory"), "full before anything was begun on it: close trainer"),
+        (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), "driver 470.1 is too old"),
+        (RuntimeError("CUDA error: unspecified launch failure"), "end this program and start it again"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "cannot be used"),
+    ],
+)
+def test_a_card_that_does_not_answer_is_told_in_words(
+    error: Exception, words: str, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> tuple[int, int]:
+        raise error
+
+    card = Card("RTX 3060", "GPU-1", "470.1", 12 * 2**30, "Exclusive_Process", (8, 6))
+    monkeypatch.setattr(cuda, "mem_get_info", refuse)
+    monkeypatch.setattr(memory, "known_cards", lambda: Look((card,)))
+    monkeypatch.setattr(memory, "installed_build", lambda: Build("2.15.0+cu132", "13.2"))
+    monkeypatch.setattr(memory, "programs_on", lambda uuid: (Program(1, "trainer", None),))
+    for ask in (vram_budget_bytes, free_vram_bytes):
+        with pytest.raises(DeviceError, match=words):
+            ask(on_card(tmp_path, None))
+
+
+class FakeMps:
+    """A Mac with 16 GB, of which Metal recommends 10 GB at most."""
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+        self.emptied = 0
+
+    def recommended_max_memory(self) -> int:
+        return 10 * 2**30
+
+    def set_per_process_memory_fraction(self, share: float) -> None:
+        self.shares.append(share)
+
+    def empty_cache(self) -> None:
+        self.emptied += 1
+
+
+@pytest.fixture
+def mps(monkeypatch: pytest.MonkeyPatch) -> FakeMps:
+    made = FakeMps()
+    here, nothing = SimpleNamespace(is_available=lambda: True), SimpleNamespace(is_available=lambda: False)
+    cuda = SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
+    fake: Any = SimpleNamespace(mps=made, cuda=cuda, backends=SimpleNamespace(mps=here, cuda=nothing))
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    return made
+
+
+def test_apples_gpu_shares_main_memory_and_is_limited_when_asked(tmp_path: Path, mps: FakeMps) -> None:
+    def settings(limit: str | None) -> Settings:
+        return Settings.from_environment(root=tmp_path, vram_limit=limit, environment={})
+
+    assert settings(None).device == "mps"
+    for limit in (None, "5GB", "96GB", "1kB"):
+        limit_vram(settings(limit))
+    assert mps.shares == [0.5, 2.0, 0.001], "0 would mean no limit, and more than 2 is refused"
+    assert memory.shared_vram_bytes(settings(None)) == 10 * 2**30
+    assert memory.shared_vram_bytes(settings("5GB")) == 5 * 2**30
+
+
+def test_what_torch_keeps_of_a_devices_memory_goes_back_to_it(mps: FakeMps, monkeypatch: pytest.MonkeyPatch) -> None:
+    for device in ("cpu", "mps"):
+        memory.empty_cache(device)
+    assert mps.emptied == 1
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    memory.give_back()
+    assert mps.emptied == 2
+    monkeypatch.setitem(sys.modules, "torch", None)
+    memory.empty_cache("mps")
+    memory.give_back()

@@ -259,6 +259,33 @@ def test_on_a_card_unused_models_leave_before_those_in_use(
     assert demo.only.kept == [] and refiner.only.kept == []
 
 
+def test_what_comes_next_sets_out_into_spare_room_and_counts_as_there(
+    card: Callable[[int], Residency], demo: Loader, refiner: Loader, other: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[frozenset[str], int]] = []
+    answers = [False, True]
+    monkeypatch.setattr(FakeLoaded, "expect", lambda self, *given: asked.append(given) or answers.pop(0), raising=False)
+    monkeypatch.setattr(residency_module, "spare_vram_bytes", lambda settings: 123)
+    for loader in (demo, refiner, other):
+        loader.resize(OVERHEAD_BYTES)
+    on_card = card(OVERHEAD_BYTES * 6)
+    parts = frozenset({"denoiser"})
+    on_card.expect(refiner.key, parts)
+    assert asked == [], "it is not in memory"
+    use(on_card, refiner)
+    with on_card.use(demo.key, demo):
+        left = len(refiner.only.kept)
+        on_card.expect(refiner.key, parts)
+        use(on_card, other)
+        assert len(refiner.only.kept) == left, "nothing of it set out"
+        on_card.expect(refiner.key, parts)
+        assert asked == [(parts, 123)] * 2
+        on_card.expect(refiner.key, parts)
+        assert len(asked) == 2, "it is there"
+        use(on_card, other)
+        assert refiner.only.kept[left:] == [AWAY], "and leaves for another"
+
+
 def test_the_graphics_memory_must_hold_the_largest_part(card: Callable[[int], Residency], demo: Loader) -> None:
     on_card = card(OVERHEAD_BYTES + 3_000_000)
     for part in ("unet", "text_encoder"):
@@ -371,3 +398,28 @@ def test_a_limit_of_main_memory_counts_what_the_process_has(
     for room, fits in ((3_000_000, False), (5_000_000, True)):
         limited = Residency(replace(settings, ram_limit_bytes=2**30 + OVERHEAD_BYTES + room))
         assert limited.memory_for(demo.key)[0].fits == fits
+
+
+def test_a_refusal_on_a_card_says_who_holds_its_memory(
+    card: Callable[[int], Residency], memory: Callable[..., None], demo: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory(2**40)
+    monkeypatch.setattr(residency_module, "out_of_graphics_memory", lambda: "A game holds 5 GB: close it.")
+    with pytest.raises(MemoryBudgetError) as told, card(-5).use(demo.key, demo):
+        pass
+    assert "of graphics memory and 0 bytes is free" in str(told.value), "less than nothing is nothing"
+    assert str(told.value).endswith(". A game holds 5 GB: close it.") and demo.made == []
+    memory(5)
+    with pytest.raises(MemoryBudgetError) as told, card(2**40).use(demo.key, demo):
+        pass
+    assert "game" not in str(told.value), "main memory is another matter"
+
+
+def test_the_allocator_is_limited_before_anything_is_loaded(
+    residency: Residency, memory: Callable[..., None], demo: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory(2**40)
+    loaded_when_limited: list[int] = []
+    monkeypatch.setattr(residency_module, "limit_vram", lambda settings: loaded_when_limited.append(len(demo.made)))
+    use(residency, demo, demo)
+    assert loaded_when_limited == [0, 1], "and anew at each use: what others leave free changes"

@@ -6,10 +6,13 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from headshot_ui.errors import SetupError
+from headshot_ui.graphics import Card, Look
 from headshot_ui.settings import Settings, parse_bytes, pick_dtype
 
 
@@ -51,7 +54,6 @@ def test_settings_are_frozen_and_the_cpu_computes_in_float32() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.root = Path()  # type: ignore[misc]
     assert settings.dtype == "float32"
-    assert pick_dtype("mps") == "float32"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,78 @@ def test_a_device_that_is_not_there_is_refused_when_it_is_needed(monkeypatch: py
     monkeypatch.setattr("headshot_ui.settings._usable", lambda device: True)
     assert Settings.from_environment(environment={}).device == "cuda"
     assert Settings.from_environment(device="mps", environment={}).device == "mps"
+
+
+class FakeCuda:
+    """A card, and a torch that holds code for sm_75 and newer."""
+
+    def __init__(self, capability: tuple[int, int], starts: bool = True) -> None:
+        self.capability, self.starts = capability, starts
+
+    def is_available(self) -> bool:
+        return True
+
+    def get_device_capability(self) -> tuple[int, int]:
+        if not self.starts:
+            raise RuntimeError("CUDA unknown error")
+        return self.capability
+
+    def get_arch_list(self) -> list[str]:
+        return ["sm_75", "sm_80", "sm_90"]
+
+    def is_bf16_supported(self, including_emulation: bool = True) -> bool:
+        return True  # as torch answers on Turing: it counts the imitation
+
+    def init(self) -> None:
+        self.get_device_capability()
+
+    def get_device_properties(self, index: int) -> Any:
+        return SimpleNamespace(name="Titan", major=self.capability[0], minor=self.capability[1])
+
+
+def with_card(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, built_with: str | None = "13.2") -> None:
+    mps = SimpleNamespace(mps=SimpleNamespace(is_available=lambda: False))
+    fake: Any = SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda=built_with), backends=mps)
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    card = Card("another card", "GPU-1", "580.95", 2**33)
+    monkeypatch.setattr("headshot_ui.settings.known_cards", lambda: Look((card,)))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((8, 9), "bfloat16"), ((9, 0), "bfloat16")]
+)
+def test_bfloat16_is_chosen_only_where_the_hardware_has_it(
+    capability: tuple[int, int], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_card(monkeypatch, FakeCuda(capability))
+    settings = Settings.from_environment(environment={})
+    assert (settings.device, settings.dtype) == ("cuda", dtype)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "words"),
+    [(FakeCuda((6, 1)), "Titan .compute capability 6.1. is too old"), (FakeCuda((8, 0), False), "CUDA unknown error")],
+)
+def test_a_card_that_torch_cannot_compute_on_is_not_chosen_and_asked_for_it_is_refused(
+    cuda: FakeCuda, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_card(monkeypatch, cuda)
+    assert Settings.from_environment(environment={}).device == "cpu"
+    with pytest.raises(SetupError, match=f"choose “auto”. .*{words}"):
+        _ = Settings.from_environment(device="cuda", environment={}).device
+
+
+@pytest.mark.parametrize(("works", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_on_apples_gpus_bfloat16_is_tried(works: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr("headshot_ui.settings.computes_in_bfloat16", lambda device: bool(tried.append(device)) or works)
+    assert pick_dtype("mps") == dtype and tried == ["mps"]
+    assert pick_dtype("cpu") == "float32" and tried == ["mps"]
+
+
+def test_amds_cards_count_otherwise_and_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_card(monkeypatch, FakeCuda((6, 1)), built_with=None)
+    assert Settings.from_environment(environment={}).device == "cuda"
 
 
 def test_neither_building_settings_nor_choosing_the_cpu_imports_torch() -> None:

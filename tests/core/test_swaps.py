@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,10 @@ Swap = Callable[[], None]
 
 
 @pytest.fixture(autouse=True)
-def nothing_older() -> Iterator[None]:
-    """What was there before a test is neither counted nor looked through at every collection, which takes seconds."""
+def nothing_older() -> None:
+    """What was there before a test is not counted."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def live_tensor_bytes() -> int:

@@ -167,7 +167,7 @@ def test_too_many_photos_are_refused_before_any_is_read(tmp_path, monkeypatch):
     for number in range(intake.MAX_PHOTOS + 1):
         (tmp_path / f"{number}.jpg").touch()
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("a photo was read"))
-    with pytest.raises(DatasetError, match="501 photos.*about twelve"):
+    with pytest.raises(DatasetError, match=f"{intake.MAX_PHOTOS + 1} photos.*about twelve"):
         collect([str(tmp_path)])
 
 

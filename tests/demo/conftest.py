@@ -22,5 +22,5 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="session")
 def robin(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    """The main demo person: 32 pictures before training, all default settings, 32 after."""
-    return measure_people.learn(bench, "robin", tmp_path_factory.mktemp("robin"))
+    """The main demo person: 16 pictures before training, all default settings, 16 after."""
+    return measure_people.learn(bench, "robin", tmp_path_factory.mktemp("robin"), each=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -29,28 +30,32 @@ def test_the_page_holds_what_is_computed(cards):
 
 
 def test_estimates_follow_from_reports_and_measured_runs(cards):
-    work = cards.Work(denoiser=5, refiner=6, decode=10, encode=1, step=10, step_checkpointed=20, lora_numbers=0)
+    steps = {"step": 10, "step_partial": 12, "step_checkpointed": 20}
+    work = cards.Work(denoiser=5, refiner=6, decode=10, encode=1, **steps, lora_numbers=0)
     assert work.picture(steps=2) == 2 * 2 * 5 + 10
     assert work.picture(steps=3, refined=1) == 2 * (2 * 5 + 6) + 10
-    slow = cards.Card("slow", "Slow", 24, 10.0, True)
+    slow = cards.Card("slow", "Slow", 24, 10.0, 0.5, True)
     reported = [{"card": "slow", "what": "drawing", "steps": 2, "seconds": 6.0, "source": "a/b#1"}]
     share = cards.share_reached([slow], reported, work)
     assert share == pytest.approx(30 / 10 / 6)
-    assert cards.seconds_beside([], share, work) is None
-    run = cards.Measured("fast", seconds_per_step=0.7, checkpointing=True, tflops=100.0)
-    beside = cards.seconds_beside([run], share, work)
-    assert beside == pytest.approx(0.7 - 20 / (0.5 * 100))
+    assert cards.moved_beside([], share, work) is None
+    run = cards.Measured("fast", seconds_per_step=0.7, checkpointing="full", tflops=100.0, tb_per_s=4.0)
+    beside = cards.moved_beside([run], share, work)
+    assert beside == pytest.approx((0.7 - 20 / (0.5 * 100)) * 4)
     (row,) = cards.card_rows([slow], work, share, beside)
-    assert row[1] == "off"
-    assert row[3] == cards.minutes(1000 * (beside + 10 / 5)) and row[2] == cards.minutes(1000 * 10 / 10)
+    assert row[1] == "none"
+    assert row[3] == cards.minutes(1000 * (beside / 0.5 + 10 / 5)) and row[2] == cards.minutes(1000 * 10 / 10)
     assert cards.card_rows([slow], work, share, None)[0][3] == cards.NOT_YET
 
 
 def test_a_card_that_is_too_small_is_said_to_be(cards):
     work = cards.read_work()
-    assert cards.needed_bytes(work, True) < cards.needed_bytes(work, False)
-    small, middle = cards.Card("s", "S", 6, 10, True), cards.Card("m", "M", 8, 10, True)
-    assert cards.checkpoints(small, work) is None and cards.checkpoints(middle, work) is True
+    needed = [cards.needed_bytes(work, level) for level in ("none", "partial", "full")]
+    assert needed == sorted(needed, reverse=True)
+    sizes = (6, 8, 12, 16, 24)
+    small, *others = (cards.Card("s", "S", gb, 10, 1, True) for gb in sizes)
+    assert cards.checkpoints(small, work) is None
+    assert [cards.checkpoints(card, work) for card in others] == ["full", "partial", "none", "none"]
     assert cards.card_rows([small], work, 0.5, 1.0)[0][1] == "does not fit"
 
 
@@ -69,13 +74,11 @@ def test_figures_of_a_kept_run_are_read(cards):
     assert cards.measured_rows([]) == [[cards.NOT_YET, "", "", "", ""]]
 
 
-def test_the_pace_of_learning_is_that_of_a_proof(cards):
-    check = {"id": "training", "verdict": "holds", "figure": "60 steps in 58 s with gradient checkpointing",
-             "measured": {"seconds per training step": 0.8}}  # fmt: skip
-    proof = {"machine": {"card": "NVIDIA H200"}, "base": {"size_px": 1024}, "checks": [check]}
-    _, measuring, _ = cards.read_cards()
-    found = cards.measured_learning(proof, measuring)
-    assert (found.seconds_per_step, found.checkpointing, found.tflops) == (0.8, True, 989)
-    assert cards.measured_learning(proof | {"machine": {"card": "another"}}, measuring) is None
-    assert cards.measured_learning(proof | {"base": {"size_px": 256}}, measuring) is None
-    assert cards.measured_learning(proof | {"checks": [check | {"verdict": "fails"}]}, measuring) is None
+def test_the_pace_of_learning_is_that_of_a_whole_training(cards, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    measuring = [cards.Card("NVIDIA H200", "H200", 141, 989, 4.8, True)]
+    run = {"device": "NVIDIA H200", "size": "full", "seconds_per_step": 0.08, "gradient_checkpointing": False}
+    for number, changed in enumerate(({}, {"device": "another"}, {"size": "tiny"})):
+        (tmp_path / "results" / f"whole-training-{number}.json").write_text(json.dumps(run | changed))
+    monkeypatch.setattr(cards, "HERE", tmp_path)
+    assert cards.measured_learning(measuring) == [cards.Measured("NVIDIA H200", 0.08, "none", 989, 4.8)]

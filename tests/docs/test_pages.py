@@ -14,7 +14,8 @@ from tests.docs.pages import FOR_USERS, PAGES, ROOT, anchors, commands, controls
 
 #: In italics and yet not on the page: things of other programs, and a picture's caption.
 ELSEWHERE = {
-    "CUDA – Sysmem Fallback Policy",
+    "Manage 3D settings",
+    "CUDA - Sysmem Fallback Policy",
     "Prefer No Sysmem Fallback",
     "Runtime → Change runtime type → T4 GPU",
 }

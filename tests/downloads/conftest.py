@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from headshot_ui.downloads import catalogue, fetch
+from headshot_ui.downloads import access, catalogue, fetch
 from headshot_ui.downloads.runner import DownloadResult, run_download
 from headshot_ui.errors import Cancelled
 from headshot_ui.settings import Settings
@@ -62,10 +62,20 @@ UNPINNED = entry_data(
 )  # fmt: skip
 NET = entry_data("net", "parser", [file_of("net.pth", "net/net.pth", NETWORK)])
 LOOSE = entry_data("loose", "parser", [file_of("net.pth", "loose/net.pth", NETWORK, pinned=False)])
+TWIN = entry_data(  # shares its weights with "base"
+    "twin", "base",
+    [file_of("unet/w.safetensors", "twin/unet/w.safetensors", WEIGHTS),
+     file_of("model_index.json", "twin/model_index.json", INDEX)],
+    written={"twin/base.json": {"id": "twin"}},
+)  # fmt: skip
+LICENSED = entry_data(
+    "licensed", "base", [file_of("model_index.json", "licensed/model_index.json", INDEX)], non_commercial=True,
+    terms="For non-commercial use only; its licence is at https://x.org/l.", written={"licensed/base.json": {}},
+)  # fmt: skip
 CODEFORMER = entry_data(
     "codeformer", "restorer", [file_of("net.pth", "codeformer/codeformer.pth", NETWORK)], non_commercial=True
 )
-ENTRIES = (BASE, UNPINNED, NET, LOOSE, CODEFORMER)
+ENTRIES = (BASE, UNPINNED, NET, LOOSE, CODEFORMER, TWIN, LICENSED)
 
 
 @dataclass
@@ -134,6 +144,11 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             hub_path("model_index.json"): INDEX, release_path("net.pth"): NETWORK,
         }  # fmt: skip
         hub_at(monkeypatch, world.address)
+        monkeypatch.setattr(access, "HUBS", frozenset({world.address}))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hub" / "token"))
+        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "hub" / "stored_tokens"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+            monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ class World:
 
     files: dict[str, bytes] = field(default_factory=dict)  # path on the first server → content
     status: dict[str, tuple[int, str]] = field(default_factory=dict)  # path → (status, X-Error-Code) instead of it
+    message: str = ""  # X-Error-Message beside such a status
+    tokens: dict[str, str] = field(default_factory=dict)  # token → name of its account, for /api/whoami-v2
     cut: dict[str, list[int]] = field(default_factory=dict)  # path → bytes after which each next answer breaks off
     sent_instead: dict[str, bytes] = field(default_factory=dict)  # the CDN gives this, whatever was promised
     ranges: bool = True
@@ -80,13 +83,24 @@ class _Names(_Quiet):
         world.shown_tokens.append(("names", self.headers.get("Authorization", "")))
         if path in world.status:
             code, word = world.status[path]
-            self.say(code, {"X-Error-Code": word} if word else {}, whole=whole)
+            told = {"X-Error-Code": word, "X-Error-Message": world.message}
+            self.say(code, {name: text for name, text in told.items() if text}, whole=whole)
+        elif path == "/api/whoami-v2":
+            self._who()
         elif path not in world.files:
             self.say(404, {"X-Error-Code": "EntryNotFound"} if "/resolve/" in path else {}, whole=whole)
         elif "/resolve/" in path:
             self._as_hub(path, world.files[path], whole)
         else:
             self.say(302, {"Location": f"{world.cdn}{path}"}, whole=whole)
+
+    def _who(self) -> None:
+        account = self.world.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if account is None:
+            self.say(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return
+        token = {"accessToken": {"displayName": "laptop", "role": "read"}}
+        self.say(200, {"Content-Type": "application/json"}, json.dumps({"name": account, "auth": token}).encode())
 
     def _as_hub(self, path: str, content: bytes, whole: bool) -> None:
         commit = {"X-Repo-Commit": self.world.commit} if self.world.commit else {}

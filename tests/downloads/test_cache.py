@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from headshot_ui import families
+from headshot_ui.doctor import Check, check_bases, check_downloads, check_misfits
 from headshot_ui.downloads import cache, runner
+from headshot_ui.downloads.catalogue import find_entry
 from headshot_ui.downloads.records import read_record
-from headshot_ui.errors import DownloadError
+from headshot_ui.downloads.runner import remove
+from headshot_ui.errors import Cancelled, DownloadError, ModelError
 from tests.downloads.conftest import CONFIG, INDEX, REPO, WEIGHTS, Place
 from tests.downloads.servers import COMMIT, git_sha1, sha256
 
@@ -108,3 +113,59 @@ def test_fetching_again_never_writes_into_the_cache(place: Place) -> None:
     assert not place.get("base", check_only=True).ok
     place.get("base")
     assert place.whole("base/unet/w.safetensors", WEIGHTS) and blob.read_bytes() == b"?" * len(WEIGHTS)
+
+
+# --- half of it from the cache ------------------------------------------------------------------------
+def seen(place: Place) -> list[Check]:
+    """What the doctor says of what lies in the models folder."""
+    named = [*check_misfits(place.settings), *check_downloads(place.settings), *check_bases(place.settings)]
+    return [check for check in named if check.name != "base models"]  # there is no demo here
+
+
+def test_a_first_download_that_did_not_end_is_unfinished_and_not_damaged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(place.cache, {"unet/config.json": CONFIG, "model_index.json": INDEX})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError):
+        place.get("base")
+    assert place.path("base/model_index.json").is_file(), "by which a folder looks like a whole model"
+    (told,) = seen(place)
+    assert (told.name, told.ok) == ("model base", None)
+    assert "unfinished" in told.detail and "damaged" not in told.detail
+    assert "python3 app.py models get base" in told.advice
+    with pytest.raises(ModelError, match="“base” has not ended.*python3 app.py models get base"):
+        families.find_base("base", place.settings)
+    with pytest.raises(ModelError, match="There is no base model “sdxl”"):  # of another family's name is no talk
+        families.find_base("sdxl", place.settings)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    place.get("base")
+    assert place.path("base/base.json").is_file() and not place.path("base/base.json.waiting").exists()
+
+
+def test_what_marks_it_as_unfinished_goes_with_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = fill(place.cache, {"model_index.json": INDEX})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError):
+        place.get("base")
+    shutil.rmtree(repo)
+    remove(find_entry("base"), place.settings)
+    assert not place.path("base").exists() and seen(place) == []
+
+    def cancelled(*_: object) -> None:  # in the first file, so that nothing is in place yet
+        raise Cancelled
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(runner, "fetch", cancelled)
+    with pytest.raises(Cancelled):
+        place.get("base")
+    assert place.path("base/base.json.waiting").is_file()
+    remove(find_entry("base"), place.settings)
+    assert not place.path("base").exists()
+
+
+def test_a_download_that_never_began_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError):
+        place.get("base")
+    assert not place.path("base").exists() and seen(place) == []

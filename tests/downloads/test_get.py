@@ -225,7 +225,7 @@ def test_a_token_is_shown_to_the_hub_and_to_nobody_else(place: Place, monkeypatc
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [(404, "EntryNotFound", r"not at .* any more \(404\)"), (404, "RevisionNotFound", "any more"),
-     (401, "GatedRepo", "accepted its terms"), (403, "GatedRepo", "HF_TOKEN"), (401, "", r"refuses .* \(401\)"),
+     (401, "GatedRepo", "accepted its terms"), (401, "", r"refuses .* \(401\)"),
      (403, "", r"refuses .* \(403\)"), (500, "", r"in trouble \(500\)"), (503, "", "try again later"),
      (429, "", "too many requests")],
 )  # fmt: skip

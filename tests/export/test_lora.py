@@ -78,6 +78,9 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path, capsys: py
     with safe_open(target, "pt") as file:
         header = file.metadata()
     assert (header["ss_output_name"], header["class_word"], header["steps"]) == ("for-comfy", "woman", "40")
+    again = ["lora", "export", "--person", "anna", "--layout", "diffusers"]
+    assert main([*places, *again]) == 0
+    assert "The licence of “Tiny (random weights)” comes with it: Apache-2.0." in capsys.readouterr().out
     assert main([*places, "lora", "show", str(target), "--base", "tiny-sdxl"]) == 0
     shown = capsys.readouterr().out
     assert "kohya's layout, float16" in shown and "Trigger word  tok" in shown and "It fits" in shown

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from headshot_ui.families.lora_parts.layers import LoraLayer
 from headshot_ui.families.protocol import DenoiseRequest, LoadedBase, PromptEmbeds
 from headshot_ui.families.sdxl_parts.lora import parts
-from headshot_ui.families.sdxl_parts.lora_file import LoraLayer, Place, place_of
+from headshot_ui.families.sdxl_parts.lora_file import Place, place_of
 from headshot_ui.families.sdxl_parts.lora_names import Topology
 
 #: What sd-scripts trains without convolutions: the linear layers of transformers and text encoders.

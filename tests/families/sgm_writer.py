@@ -29,12 +29,18 @@ def write_checkpoint(folder: Path, path: Path, more: State | None = None) -> Pat
 
 def checkpoint_of(folder: Path) -> State:
     """The parts that are in ``folder``; a refiner has only the first."""
-    state = {f"model.diffusion_model.{name}": tensor for name, tensor in _unet(_part(folder, "unet")).items()}
-    if (folder / "vae").is_dir():
-        state |= {f"first_stage_model.{name}": tensor for name, tensor in _vae(_part(folder, "vae")).items()}
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    return checkpoint_from({name: _part(folder, name) for name in names if (folder / name).is_dir()})
+
+
+def checkpoint_from(parts: dict[str, State]) -> State:
+    """The same of parts by name as they are in diffusers' classes; without numbers (``meta``) it tells the shapes."""
+    state = {f"model.diffusion_model.{name}": tensor for name, tensor in _unet(parts["unet"]).items()}
+    if "vae" in parts:
+        state |= {f"first_stage_model.{name}": tensor for name, tensor in _vae(parts["vae"]).items()}
         first = "conditioner.embedders.0.transformer.text_model."
-        state |= {first + _bare(name): tensor for name, tensor in _part(folder, "text_encoder").items()}
-        second = _open_clip(_part(folder, "text_encoder_2"))
+        state |= {first + _bare(name): tensor for name, tensor in parts["text_encoder"].items()}
+        second = _open_clip(parts["text_encoder_2"])
         state |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in second.items()}
     return {name: tensor.contiguous() for name, tensor in state.items()}
 

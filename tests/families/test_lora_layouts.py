@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save, save_file
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families import check_lora, lora_facts, lora_in_layout
+from headshot_ui.families.lora_parts.layers import DIFFUSERS, KOHYA_LAYOUT, LoraLayer
+from headshot_ui.families.lora_parts.writing import diffusers_tensors
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.families.sdxl_parts.lora import parts
 from headshot_ui.families.sdxl_parts.lora_facts import place_in_files
-from headshot_ui.families.sdxl_parts.lora_file import DIFFUSERS, KOHYA_LAYOUT, LoraLayer, read_lora_file
-from headshot_ui.families.sdxl_parts.lora_write import diffusers_tensors, kohya_tensors, lora_bytes
+from headshot_ui.families.sdxl_parts.lora_file import read_lora_file
+from headshot_ui.families.sdxl_parts.lora_write import kohya_tensors, lora_bytes
 from tests.families.lora_maker import PROMPT, bits, delta, draw, place, random_layers, same, usual_layers
 
 LAYOUTS = (KOHYA_LAYOUT, DIFFUSERS)

@@ -76,10 +76,10 @@ def test_every_layer_has_a_name_of_its_own_and_is_found_by_all_of_them(published
     for layer, stem in zip(where.shapes, stems, strict=True):
         path = layer.removeprefix("unet.")
         flat = path.replace(".", "_")
-        for name in (stem, f"lora_unet_{flat}", f"unet_{flat}", f"diffusion_model_{flat}"):
+        for name in (stem, f"lora_unet_{flat}", f"unet_{flat}", f"diffusion_model_{flat}", f"lycoris_{flat}"):
             assert known[name] == layer
     # A name that stood for two layers would have been overwritten by the second.
-    assert len(known) == sum(3 * (2 if sgm_path(layer[5:], topology) != layer[5:] else 1) for layer in where.shapes)
+    assert len(known) == sum(4 * (2 if sgm_path(layer[5:], topology) != layer[5:] else 1) for layer in where.shapes)
 
 
 @pytest.mark.parametrize("tiny_one", [False, True])

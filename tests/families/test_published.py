@@ -11,8 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from headshot_ui.families.sdxl_parts.files import check_tokenizer
-from headshot_ui.families.sdxl_parts.load import read_tokenizer
+from headshot_ui.families.shared_parts.words import check_tokenizer, read_tokenizer
 
 PUBLISHED = Path(__file__).parents[2] / "headshot_ui" / "families" / "sdxl_parts" / "published"
 BASE, REFINER = PUBLISHED / "base", PUBLISHED / "refiner"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from headshot_ui import families
-from headshot_ui.families.protocol import DenoiseRequest, DenoiseStep, LoadedBase
+from headshot_ui.families.protocol import DenoiseRequest, DenoiseStep, LoadedBase, StepFunction
 from headshot_ui.settings import Settings
 
 PROMPTS = (
@@ -107,6 +108,59 @@ def test_steps_come_one_by_one_and_stopping_harms_nothing(tiny: LoadedBase) -> N
     assert torch.is_grad_enabled()  # the caller's mode between steps is the caller's
     running.close()
     assert torch.equal(last(tiny, wanted), steps[-1].latents)
+
+
+def test_a_step_is_nothing_but_tensors_and_can_be_recorded(tiny: LoadedBase) -> None:
+    wanted = request(tiny, PROMPTS, (3, 4))
+    calls: list[tuple[torch.Tensor, ...]] = []
+
+    def recorder(step: StepFunction, module: torch.nn.Module) -> StepFunction:
+        assert module is tiny.modules.unet
+        calls.clear()
+
+        def carry_out(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            calls.append(inputs)
+            return step(*(tensor.clone() for tensor in inputs))  # as from the buffers of a graph
+
+        return carry_out
+
+    recorded = last(tiny, replace(wanted, recorder=recorder))
+    assert torch.equal(recorded, last(tiny, wanted))
+    shapes = {tuple((tensor.shape, tensor.dtype) for tensor in inputs) for inputs in calls}
+    assert len(calls) == 3 and len(shapes) == 1, "a graph takes the same shapes each time"
+
+
+def test_a_model_in_half_precision_draws_with_a_lora_in_training(tiny: LoadedBase, settings: Settings) -> None:
+    half = Settings.from_environment(models_dir=settings.models_dir, device="cpu", dtype="bfloat16")
+    loaded = families.load_base(tiny.info, half)
+    wanted = request(loaded, PROMPTS[:1], (3,))
+    bare = last(loaded, wanted)
+    loaded.add_trainable_lora(2, 2.0, 0)  # float32 beside bfloat16
+    assert torch.allclose(last(loaded, wanted), bare, atol=1e-2), "its B is zero"
+
+
+def test_without_autocast_half_precision_is_as_near(tiny: LoadedBase, settings: Settings) -> None:
+    half = Settings.from_environment(models_dir=settings.models_dir, device="cpu", dtype="bfloat16")
+    loaded = families.load_base(tiny.info, half)
+    exact = last(tiny, request(tiny, PROMPTS, (7, 11), steps=6))
+    ours = last(loaded, request(loaded, PROMPTS, (7, 11), steps=6))
+    assert ours.dtype == torch.float32
+    difference = (ours - exact).square().mean().sqrt() / (exact.max() - exact.min())
+    assert 20 * torch.log10(1 / difference) >= 40  # dB
+
+
+@pytest.mark.parametrize(("share", "guided"), [(1.0, 5), (0.6, 3), (0.0, 0)])
+def test_guidance_can_end_before_the_picture_does(share: float, guided: int, tiny: LoadedBase) -> None:
+    rows: list[int] = []
+    hook = tiny.modules.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        cut = last(tiny, request(tiny, PROMPTS, (3, 4), steps=5, guided_share=share))
+    finally:
+        hook.remove()
+    assert rows == [4] * guided + [2] * (5 - guided)
+    ends = {1.0: 3.0, 0.0: 1.0}
+    if share in ends:
+        assert torch.equal(cut, last(tiny, request(tiny, PROMPTS, (3, 4), steps=5, guidance_scale=ends[share])))
 
 
 def test_other_sizes_can_be_drawn(tiny: LoadedBase) -> None:

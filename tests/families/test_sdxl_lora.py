@@ -202,7 +202,7 @@ def test_taking_loras_off_fetches_no_model_back_to_the_device(
     make_lora(tiny, path, seed=1)
     before = draw(tiny)
     tiny.use_loras([(path, 1.0)])
-    monkeypatch.setattr(tiny, "_ready", lambda part: pytest.fail(f"{part} was moved"))
+    monkeypatch.setattr(tiny._shelf, "ready", lambda part: pytest.fail(f"{part} was moved"))
     tiny.use_loras(())
     monkeypatch.undo()
     assert torch.equal(draw(tiny), before)

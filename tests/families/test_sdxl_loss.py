@@ -11,6 +11,7 @@ import torch
 from headshot_ui import families
 from headshot_ui.families.protocol import LoadedBase, TrainBatch
 from headshot_ui.settings import Settings
+from headshot_ui.specs import CHECKPOINTING
 
 SIZES = [(640, 512), (64, 64), (300, 200), (64, 80)]
 CROPS = [(0, 0), (4, 8), (0, 3), (16, 0)]
@@ -49,6 +50,10 @@ def alphas_cumprod(zero_terminal_snr: bool) -> list[float]:
     return [((root - roots[-1]) * scale) ** 2 for root in roots]
 
 
+def loss_of(loaded: LoadedBase, batch: TrainBatch, seed: int, *rest: object) -> torch.Tensor:
+    return loaded.loss(loaded.loss_inputs(batch, torch.Generator().manual_seed(seed), *rest))
+
+
 def plain_loss(
     loaded: LoadedBase, batch: TrainBatch, seed: int, gamma: float | None, prior_count: int, prior_weight: float
 ) -> float:
@@ -85,7 +90,7 @@ def plain_loss(
 @pytest.mark.parametrize(("gamma", "prior_count"), [(None, 0), (5.0, 0), (None, 2), (5.0, 2), (1.0, 1)])
 def test_loss_equals_the_plain_formula(loaded: LoadedBase, seed: int, gamma: float | None, prior_count: int) -> None:
     batch = batch_of(loaded, seed)
-    loss = loaded.training_loss(batch, torch.Generator().manual_seed(seed), gamma, prior_count, prior_weight=0.7)
+    loss = loss_of(loaded, batch, seed, gamma, prior_count, 0.7)
     assert loss.dtype == torch.float32 and loss.shape == ()
     assert float(loss.detach()) == pytest.approx(plain_loss(loaded, batch, seed, gamma, prior_count, 0.7), abs=1e-5)
 
@@ -106,7 +111,7 @@ def test_gradients_reach_every_lora_matrix_and_nothing_else(tiny: LoadedBase) ->
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters:
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
-    tiny.training_loss(batch_of(tiny, 0), torch.Generator().manual_seed(0), None).backward()
+    loss_of(tiny, batch_of(tiny, 0), 0, None).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in parameters)
     assert sum(p.grad is not None for p in tiny.modules.unet.parameters()) == len(parameters)
 
@@ -119,21 +124,64 @@ def test_a_half_precision_base_trains_a_float32_lora(models_dir: Path) -> None:
     assert (base.modules.unet.dtype, base.modules.vae.dtype) == (torch.bfloat16, torch.float32)
     parameters = base.add_trainable_lora(rank=2, alpha=2.0, seed=0)
     exact.add_trainable_lora(rank=2, alpha=2.0, seed=0)
-    loss = base.training_loss(batch_of(base, 0), torch.Generator().manual_seed(0), 5.0)
-    expected = exact.training_loss(batch_of(exact, 0), torch.Generator().manual_seed(0), 5.0)
+    loss = loss_of(base, batch_of(base, 0), 0, 5.0)
+    expected = loss_of(exact, batch_of(exact, 0), 0, 5.0)
     assert loss.dtype == torch.float32
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=0.02)
     loss.backward()
     assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
 
 
-def test_gradient_checkpointing_changes_no_gradient(tiny: LoadedBase) -> None:
-    grads = []
-    for enabled in (False, True):
-        parameters = tiny.add_trainable_lora(rank=2, alpha=2.0, seed=0)
-        tiny.checkpoint_gradients(enabled)
-        assert tiny.modules.unet.is_gradient_checkpointing == enabled
-        tiny.training_loss(batch_of(tiny, 0), torch.Generator().manual_seed(0), None).backward()
-        grads.append([parameter.grad.clone() for parameter in parameters])
-    tiny.checkpoint_gradients(False)
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*grads, strict=True))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_checkpointing_changes_no_bit_of_loss_and_gradients_and_each_level_keeps_less(
+    models_dir: Path, dtype: str
+) -> None:
+    settings = Settings.from_environment(models_dir=models_dir, device="cpu", dtype=dtype)
+    base = families.load_base(families.find_base("tiny-sdxl", settings), settings)
+    parameters = base.add_trainable_lora(rank=2, alpha=3.0, seed=0)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in parameters:
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    found, kept = [], []
+    for level in (*CHECKPOINTING, "none"):
+        base.checkpoint_gradients(level)
+        loss, count = kept_bytes(base)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in parameters)])
+        kept.append(count)
+        for parameter in parameters:
+            parameter.grad = None
+    assert all(gradient.abs().sum() > 0 for gradient in found[0])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    none, partial, full, again = kept
+    assert none == again, "nothing is left of a level"
+    between = [layers.net[2].in_features * 4 * side * side for layers, side in feed_forwards(base)]
+    assert none - partial == 3 * sum(between) * base.modules.unet.dtype.itemsize, "value, gate and their product"
+    assert full < 0.7 * partial
+
+
+def feed_forwards(base: LoadedBase) -> list[tuple[torch.nn.Module, int]]:
+    """Those of the tiny UNet, each with the side of its square of tokens where latents are 8 cells wide."""
+    sides = {"down_blocks.1": 4, "down_blocks.2": 2, "mid_block": 2, "up_blocks.0": 2, "up_blocks.1": 4}
+    return [
+        (module, sides[".".join(name.split(".")[: 1 if name.startswith("mid") else 2])])
+        for name, module in base.modules.unet.named_modules()
+        if name.endswith(".ff")
+    ]
+
+
+def kept_bytes(base: LoadedBase) -> tuple[torch.Tensor, int]:
+    """A loss, and the bytes of everything kept for its way back that is no weight."""
+    seen = {parameter.untyped_storage().data_ptr() for parameter in base.modules.unet.parameters()}
+    kept = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in seen:
+            seen.add(tensor.untyped_storage().data_ptr())
+            kept.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = loss_of(base, batch_of(base, 0), 0, None)
+    return loss, sum(kept)

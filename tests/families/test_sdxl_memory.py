@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from headshot_ui import families
 from headshot_ui.errors import ModelError
+from headshot_ui.families.lora_parts import in_model
 from headshot_ui.families.protocol import LoadedBase, LoadedRefiner
-from headshot_ui.families.sdxl_parts import lora, pictures
+from headshot_ui.families.sdxl_parts import lora
 from headshot_ui.families.sdxl_parts.lora_write import lora_bytes
+from headshot_ui.families.shared_parts import pictures
 from headshot_ui.settings import Settings
 from tests.families.lora_maker import PROMPT, bits, draw, drawn_from, place, random_layers, same, usual_layers
 
@@ -25,7 +28,7 @@ def tight(settings: Settings) -> LoadedBase:
 
 
 def test_where_memory_is_short_only_the_part_at_work_is_there(tight: LoadedBase, tiny: LoadedBase) -> None:
-    parts = lambda: [bool(tight._modules_of(part)) for part in ("text", "vae", "denoiser")]  # noqa: E731
+    parts = lambda: [bool(tight._shelf.modules(part)) for part in ("text", "vae", "denoiser")]  # noqa: E731
     assert parts() == [False, False, False]
     tight.keep(frozenset({"text"}))
     mine, theirs = tight.encode_prompts(["portrait of tok person"]), tiny.encode_prompts(["portrait of tok person"])
@@ -81,7 +84,7 @@ def test_a_fresh_lora_takes_the_place_of_those_in_use(tight: LoadedBase, tiny: L
     path.write_bytes(lora_bytes("diffusers", random_layers(where, usual_layers(where)), where.topology, {}, "x"))
     tight.use_loras([(path, 1.0)])
     tight.add_trainable_lora(2, 2.0, 0)
-    assert set(tight.modules.unet.peft_config) == {lora.TRAINED}
+    assert set(tight.modules.unet.peft_config) == {in_model.TRAINED}
     assert torch.equal(draw(tight), draw(tiny)), "its B is zero, and the encoders have no other's"
     tight.use_loras(())
 
@@ -112,6 +115,23 @@ def test_a_picture_that_is_no_number_is_decoded_again_and_else_told(
         assert vae.dtype == torch.bfloat16 and picture.getextrema() != ((0, 0),) * 3
     finally:
         vae.float()
+
+
+def test_decoding_in_another_number_format_leaves_the_weights_alone(tiny: LoadedBase) -> None:
+    vae, latents = tiny.modules.vae, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    places = [parameter.data_ptr() for parameter in vae.parameters()]
+    used: list[torch.dtype] = []
+    hook = vae.decoder.register_forward_hook(lambda *args: used.append(args[2].dtype))
+    try:
+        (exact,) = pictures.decode_latents(vae, latents)
+        (native,) = pictures.decode_latents(vae, latents, dtype=torch.bfloat16)
+    finally:
+        hook.remove()
+    assert used == [torch.float32, torch.bfloat16] and vae.dtype == torch.float32
+    assert [parameter.data_ptr() for parameter in vae.parameters()] == places
+    error = np.mean((np.asarray(exact, float) - np.asarray(native, float)) ** 2)
+    assert 10 * np.log10(255**2 / error) >= 40  # dB
+    assert tiny._decodes_in(vae) == torch.float32, "a processor is slower in half precision"
 
 
 def test_tiles_are_used_only_without_room(tiny: LoadedBase) -> None:

@@ -21,6 +21,7 @@ from headshot_ui.families.protocol import (
     RefinerInfo,
 )
 from headshot_ui.families.sdxl_parts import denoise
+from headshot_ui.families.shared_parts.drawing import first_noise
 from headshot_ui.settings import Settings
 
 PROMPTS = (
@@ -131,8 +132,8 @@ def test_half_way_the_base_says_what_it_expects_behind_the_noise(base_id: str, s
     whole = list(loaded.denoise(base_request(loaded, PROMPTS, SEEDS, 4.0, 1.0)))
     first = list(loaded.denoise(base_request(loaded, PROMPTS, SEEDS, 4.0, 0.55)))
     assert [step.clean is None for step in (*whole, *first)] == [True] * (STEPS + len(first) - 1) + [False]
-    scheduler = denoise._scheduler(loaded.modules.scheduler_config, STEPS, torch.device("cpu"))
-    noise_left = scheduler.sigmas[len(first)] / scheduler.sigmas[len(first) - 1]
+    schedule = denoise._schedule(loaded.modules.scheduler_config, STEPS)
+    noise_left = schedule.sigmas[len(first)] / schedule.sigmas[len(first) - 1]
     # Euler goes straight towards what it expects: the share of noise that is left lies between there and the start.
     assert torch.allclose(
         first[-1].latents, noise_left * first[-2].latents + (1 - noise_left) * first[-1].clean, atol=1e-4
@@ -168,7 +169,7 @@ def test_a_seed_gives_the_same_picture_in_any_batch(way: dict, tiny: LoadedBase,
 
 
 def test_the_noise_added_is_not_the_noise_the_picture_was_made_from() -> None:
-    first, second = denoise.first_noise(SEEDS, (4, 8, 8)), denoise.second_noise(SEEDS, (4, 8, 8))
+    first, second = first_noise(SEEDS, (4, 8, 8)), denoise.second_noise(SEEDS, (4, 8, 8))
     assert first.shape == second.shape
     assert abs(float((first * second).mean())) < 0.2
     assert torch.equal(second[1:], denoise.second_noise(SEEDS[1:], (4, 8, 8)))

@@ -12,14 +12,18 @@ import torch
 from PIL import Image
 
 from headshot_ui.errors import Cancelled
+from headshot_ui.families.fits import DenoiserWork
 from headshot_ui.families.protocol import (
+    Abilities,
     BaseDefaults,
     BaseInfo,
     DenoiseRequest,
     DenoiseStep,
+    OtherVae,
     RefineRequest,
     RefinerFacts,
     RefinerInfo,
+    TextKey,
 )
 from headshot_ui.likeness import Likeness
 from headshot_ui.settings import Settings
@@ -36,8 +40,12 @@ class FakeBase:
     info: BaseInfo = INFO
     vocabulary: frozenset[str] | None = None  # None knows every word
     events: list[Any] = field(default_factory=list)
+    expected: list[Any] = field(default_factory=list)  # how many events were before, and which parts
+    asked: list[Any] = field(default_factory=list)  # to fit this work, with so many LoRAs on
     loras: tuple[tuple[Path, float], ...] = ()
     fail_in_batch: int | None = None
+    other_vae: OtherVae | None = None
+    text_key: TextKey | None = None
     tells_clean: bool = True  # what is behind the noise, where it stops half-way
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
@@ -50,6 +58,13 @@ class FakeBase:
 
     def keep(self, parts: frozenset[str]) -> None:
         self.events.append(("keep", *sorted(parts)))
+
+    def fit(self, work: DenoiserWork, precision: str | None = None) -> None:
+        self.asked.append((work, len(self.loras)))
+
+    def expect(self, parts: frozenset[str], room: int) -> bool:
+        self.expected.append((len(self.events), *sorted(parts)))
+        return False
 
     def use_loras(self, loras: Sequence[tuple[Path, float]]) -> None:
         self.loras = tuple(loras)
@@ -140,6 +155,9 @@ class FakeFamily:
 
     def misfits(self, *_: object) -> tuple[()]:
         return ()
+
+    def abilities(self, _: BaseInfo) -> Abilities:
+        return Abilities()
 
     def refiners(self, _: Settings) -> tuple[RefinerInfo, ...]:
         return () if self.refiner is None else (self.refiner,)

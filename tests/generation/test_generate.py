@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
 from headshot_ui.errors import Cancelled, ModelError, SpecError, StoreError
+from headshot_ui.families.fits import DenoiserWork, Fitting
+from headshot_ui.generation import finish
 from headshot_ui.generation.plan import PIXELS_PER_BATCH, batch_size
 from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.records import read_ranking, regenerate
 from headshot_ui.generation.runner import DRAWING, FINISHING, generate
 from headshot_ui.runs import change_run, create_run
 from headshot_ui.specs import GenerateSpec, TrainSpec
-from headshot_ui.store import Store, read_png_metadata, write_json_atomic
+from headshot_ui.store import Store, read_png_metadata, save_png, write_json_atomic
 from tests.generation.fakes import FakeBase, RedJudge, Reports, make_store
 
 SPEC = GenerateSpec("robin", "fake", prompt="portrait of {subject}", count=6, seed=10)
@@ -59,6 +63,8 @@ def test_every_part_of_the_model_is_fetched_once_for_the_whole_request(tmp_path:
     assert len(texts) == len(set(texts)) == 4, "two prompts, the preset's negative and the empty one, each once"
     seeds = [event[1] for event in base.events if event[0] == "denoise"]
     assert seeds == [(10, 11, 12, 13), (14, 15, 16, 17), (18, 19, 20, 21)]
+    steps = spec.steps or base.info.defaults.sampling_steps
+    assert base.asked == [(DenoiserWork(None, 256, 256, 4, steps), 1)], "to fit, once its LoRA is on"
 
 
 def test_pictures_are_saved_with_seed_prompt_and_mark(tmp_path: Path):
@@ -192,10 +198,12 @@ def test_latest_means_the_newest_finished_run_of_this_base_and_is_written_down_b
         ("no-such-run", StoreError, "no-such-run"),
         ("missing.safetensors", SpecError, "missing.safetensors"),
         ("text.safetensors", ModelError, "damaged"),
+        *((f"anna.{ending}", ModelError, f"anna.{ending} is a pickle file.*take the .safetensors")
+          for ending in ("pt", "CKPT", "bin")),
         ("other-base", ModelError, "another"),
         ("unfinished", SpecError, "no LoRA yet"),
     ],
-)
+)  # fmt: skip
 def test_a_lora_that_cannot_be_used_is_told_before_anything_is_made(tmp_path: Path, lora: str, error: type, what: str):
     store, base = make_store(tmp_path), FakeBase()
     (tmp_path / "text.safetensors").write_text("no tensors")
@@ -272,6 +280,46 @@ def test_a_failing_judge_loses_no_saved_picture(tmp_path: Path):
     assert [picture.seed for picture in read_ranking(folders(store)[0]) if picture.likeness is None][0] == 12
 
 
+def test_pictures_are_written_while_the_next_ones_are_decoded_and_stay_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store, base, reports = make_store(tmp_path), FakeBase(), Reports()
+    third_decoded = threading.Event()
+    decode = base.decode_latents
+
+    def decoding(latents: torch.Tensor) -> list[Image.Image]:
+        if sum(event[0] == "decode" for event in base.events) == 2:
+            third_decoded.set()
+        return decode(latents)
+
+    def slowly(path: Path, *rest: object) -> None:
+        if path.name.startswith("001"):
+            assert third_decoded.wait(5), "the first picture was waited for"
+        save_png(path, *rest)
+
+    monkeypatch.setattr(base, "decode_latents", decoding)
+    monkeypatch.setattr(finish, "save_png", slowly)
+    result = generate(SPEC, store, base, reports)
+    assert [picture.seed for picture in result.pictures] == [10, 11, 12, 13, 14, 15]
+    assert [step for stage, step, _ in reports.seen if stage == FINISHING] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_ends_the_work_and_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, *rest: object) -> None:
+        if path.name.startswith("002"):
+            raise StoreError("002.png could not be written: the disk is full.")
+        save_png(path, *rest)
+
+    monkeypatch.setattr(finish, "save_png", full)
+    store, base = make_store(tmp_path), FakeBase()
+    with pytest.raises(StoreError, match="002.png"):
+        generate(replace(SPEC, count=12), store, base, Reports())
+    kept = read_ranking(folders(store)[0])
+    assert kept[0].seed == 10 and 11 not in [picture.seed for picture in kept]
+    assert len(kept) == len(list(folders(store)[0].glob("*.png"))) < 11
+    assert sum(event[0] == "decode" for event in base.events) < 12, "decoded on although nothing could be written"
+
+
 def test_the_first_problem_is_told_when_the_ranking_cannot_be_written_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -321,4 +369,19 @@ def test_batches_suit_the_device():
     assert batch_size("cpu", 64, 64) == 1
     assert batch_size("cuda", 1024, 1024) == 4
     assert batch_size("cuda", 1024, 1024, vram_limit_bytes=6 * 2**30) == 1
+    assert batch_size("cuda", 1024, 1024, vram_limit_bytes=24 * 2**30) == 4
+    assert batch_size("cuda", 1024, 1024, vram_limit_bytes=int(47.4 * 2**30)) == 8  # what a card of 48 GB has
+    assert batch_size("cuda", 1024, 1024, vram_limit_bytes=140 * 2**30) == 8
     assert batch_size("cuda", 64, 64) == 16
+
+
+@pytest.mark.parametrize("precision", ["8 bit", ""])
+def test_a_picture_says_that_its_base_was_rounded_to_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    fitting = Fitting("8 bit", "The base is computed in 8 bit.", precision, 1, 1, 1)
+    monkeypatch.setattr(FakeBase, "fit", lambda self, work, precision=None: fitting)
+    store = make_store(tmp_path)
+    path = generate(replace(SPEC, count=1), store, FakeBase(), Reports()).pictures[0].path
+    assert read_png_metadata(path).get("precision", "") == precision
+    assert regenerate(path).seed == 10

@@ -14,7 +14,7 @@ from headshot_ui import families
 from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError, SpecError
 from headshot_ui.generation.plan import PIXELS_PER_BATCH
 from headshot_ui.generation.records import Picture, read_ranking, regenerate
-from headshot_ui.generation.refine import LIKENESS_MAY_FALL_BY, chosen_refiner, why_not_refined
+from headshot_ui.generation.refine import LIKENESS_MAY_FALL_BY, RefinerDoor, chosen_refiner, why_not_refined
 from headshot_ui.generation.runner import DRAWING, FINISHING, REFINING, GenerateResult, generate
 from headshot_ui.likeness import Likeness
 from headshot_ui.specs import GenerateSpec
@@ -95,6 +95,17 @@ def test_the_base_leaves_before_the_refiner_comes_and_each_comes_once(
     assert order == ["loras", ("keep", "text"), "encode", *drawing, *refining, ("keep", "vae"), "decode"]
     loras = [event for event in base.events if event[0] == "loras"]
     assert [len(event) for event in loras] == [2, 1], "on for reading and drawing, off before the refiner"
+
+
+def test_each_stage_is_told_while_the_one_before_computes(store: Store, base: FakeBase, refiner: FakeRefiner):
+    told: list[int] = []
+    reports = Reports()
+    door = RefinerDoor(refiner.open, lambda: told.append(reports.seen[-1][1]))
+    generate(ENSEMBLE, store, base, reports, None, door)
+    encoded = base.events.index(next(event for event in base.events if event[0] == "encode"))
+    assert base.expected == [(encoded + 1, "denoiser")], "after the first of several prompts"
+    assert told == [4 * 8], "in the last batch of two, after its first step of eight"
+    assert "open refiner" in base.events
 
 
 def test_an_ensemble_splits_the_schedule_at_the_same_place(store: Store, base: FakeBase, refiner: FakeRefiner):

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from headshot_ui import families
 from headshot_ui.errors import ModelError, SpecError, StoreError
 from headshot_ui.families.protocol import LoadedBase, LoadedRefiner
+from headshot_ui.generation import speeds
 from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.records import Picture, regenerate
 from headshot_ui.generation.runner import check_request, generate
@@ -72,6 +73,21 @@ def test_a_picture_is_drawn_again_from_its_png_bit_for_bit(workshop: tuple[Store
         assert (pixels(again[0]) == pixels(picture)).all()
     other = generate(SPEC, store, loaded, Reports())
     assert (pixels(other.pictures[0]) != pixels(first.pictures[0])).any(), "the LoRA makes a difference"
+
+
+def test_a_fast_picture_says_so_and_is_drawn_again_whatever_fast_means_by_then(
+    workshop: tuple[Store, LoadedBase], monkeypatch: pytest.MonkeyPatch
+):
+    store, loaded = workshop
+    wanted = replace(SPEC, presets=("navy-suit",), count=1, steps=5, lora=None)
+    exact = generate(wanted, store, loaded, Reports()).pictures[0]
+    fast = generate(replace(wanted, speed="fast"), store, loaded, Reports()).pictures[0]
+    assert (pixels(exact) != pixels(fast)).any()
+    request = read_png_metadata(fast.path)["request"]
+    assert (request["speed"], request["guided_share"]) == ("fast", 0.6)
+    monkeypatch.setitem(speeds.GUIDED_SHARE, "fast", 0.2)
+    again = generate(regenerate(fast.path, store), store, loaded, Reports()).pictures[0]
+    assert (pixels(again) == pixels(fast)).all()
 
 
 def test_a_picture_of_a_replaced_lora_is_refused(workshop: tuple[Store, LoadedBase]):

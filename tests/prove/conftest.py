@@ -47,15 +47,17 @@ def settings(models: Path, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def prove(settings: Settings) -> Callable[..., Proven]:
-    """Run the checks of these ids on the tiny base, with some parts of the program replaced: id → result."""
+    """Run the checks of these ids on a tiny base, with some parts of the program replaced: id → result."""
 
-    def run(*ids: str, settings: Settings = settings, steps: int = 12, **parts: Any) -> Proven:
+    def run(
+        *ids: str, settings: Settings = settings, steps: int = 12, base: str = "tiny-sdxl", **parts: Any
+    ) -> Proven:
         def broken() -> Parts:
             return replace(real_parts(), **{"prepare": grey_pictures, "load_recogniser": lambda *_: None, **parts})
 
         checks = [check for check in ALL if check.id in ids]
         assert len(checks) == len(ids)
-        plan = ProvePlan("tiny-sdxl", ("photos",), False, Amounts(steps, 1, 4, 4, 2, 2))
+        plan = ProvePlan(base, ("photos",), False, Amounts(steps, 1, 4, 4, 2, 2))
         with Engine(settings, broken) as engine:
             last = engine.submit_task(Task("prove", "Trying", partial(run_proof, checks=checks)), plan, PERSON).wait(
                 300

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from headshot_ui.engine import real_parts
 from headshot_ui.errors import HeadshotError
 from headshot_ui.families.sdxl_parts import loaded as sdxl_loaded
 from headshot_ui.families.sdxl_parts import lora as sdxl_lora
+from headshot_ui.families.sdxl_parts import lora_write
+from headshot_ui.prove.checks import machine
 from headshot_ui.prove.findings import Result
 from headshot_ui.settings import Settings
 
@@ -33,7 +37,7 @@ def verdicts(results: dict[str, Result]) -> dict[str, str]:
 
 def test_on_a_program_that_works_all_of_them_hold(prove: Prove) -> None:
     ids = ("files", "device", *LEARNED, "loss", "lora", "lora-off", "strength-0", "refiner-ensemble",
-           "refiner-img2img", "restoration", "read-back", "memory")  # fmt: skip
+           "refiner-img2img", "restoration", "other-programs", "read-back", "memory")  # fmt: skip
     results = prove(*ids)
     others = {name: verdict for name, verdict in verdicts(results).items() if verdict != "holds"}
     assert others == {"photos": "not possible"}, "nothing looked for faces in the grey pictures"
@@ -41,6 +45,9 @@ def test_on_a_program_that_works_all_of_them_hold(prove: Prove) -> None:
     assert measured["loss after training"] < measured["loss before training"]
     assert measured["seconds per training step"] > 0 and measured["seconds per picture"] > 0
     assert measured["largest difference of latents"] < 1e-3
+    assert "bit for bit" in results["other-programs"].figure
+    counted = re.findall(r"(as trained|in kohya's layout): (\d+) of (\d+) layers", results["read-back"].figure)
+    assert len(counted) == 2 and len({count for _, *counts in counted for count in counts}) == 1
     assert all(result.seconds > 0 and result.peak_ram_bytes > 0 for result in results.values())
 
 
@@ -87,6 +94,26 @@ def test_damaged_weights(
     damage(weights)
     found = prove("files", settings=settings)["files"]
     assert found.verdict == "fails" and told in found.figure and "unet/" in found.figure
+
+
+@pytest.mark.parametrize(("number", "verdict"), [(1.0, "holds"), (float("nan"), "fails"), (None, "fails")])
+@pytest.mark.parametrize("place", ["retinaface/r.pth", "arcface/recognition_arcface_ir_se50.pth",
+                                   "parser/parsing_parsenet.pth", "realesrgan/RealESRGAN_x2plus.pth"])  # fmt: skip
+def test_networks_for_faces_in_pth_files_are_looked_through(
+    place: str, number: float | None, verdict: str, settings: Settings, tmp_path: Path
+) -> None:
+    models = replace(settings, models_dir=tmp_path)
+    file = tmp_path / place
+    file.parent.mkdir()
+    torch.save({"params_ema": {"conv.weight": torch.full((2, 2), number or 0.0)}, "step": 3}, file)
+    if number is None:
+        file.write_bytes(file.read_bytes()[:100])
+    shop = SimpleNamespace(settings=models, parts=SimpleNamespace(all_restorers=dict))
+    assert machine._network_files(cast(Any, SimpleNamespace(shop=shop))) == [file]
+    fault = machine._fault(file)
+    assert bool(fault) is (verdict == "fails")
+    told = "damaged" if number is None else "“params_ema.conv.weight” holds numbers that are none"
+    assert not fault or fault == told
 
 
 def test_weights_that_are_not_what_was_downloaded(prove: Prove, copied: tuple[Settings, Path]) -> None:
@@ -197,6 +224,18 @@ def test_an_export_that_forgets_alpha(prove: Prove, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sdxl_loaded, "save_lora", forgetful)
     found = prove(*LEARNED, "read-back")["read-back"]
     assert found.verdict == "fails" and "Other programs" in found.advice
+
+
+def test_a_file_for_other_programs_that_is_another_lora(prove: Prove, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = lora_write.kohya_tensors
+
+    def weaker(layers: Any, *args: Any) -> Any:
+        return written({name: replace(layer, alpha=torch.tensor(1.0)) for name, layer in layers.items()}, *args)
+
+    monkeypatch.setattr(lora_write, "kohya_tensors", weaker)
+    results = prove(*LEARNED, "other-programs", "read-back")
+    assert results["other-programs"].verdict == results["read-back"].verdict == "fails"
+    assert "Other programs" in results["other-programs"].advice
 
 
 def test_an_export_that_forgets_a_layer(prove: Prove) -> None:

@@ -132,9 +132,25 @@ def test_the_plan_starts_nothing(models: Path, tmp_path: Path, capsys: pytest.Ca
     assert not list(done.outputs.glob("*prove*"))
 
 
-@pytest.mark.parametrize(
-    "argv", [("--random-weights", "--base", "x"), ("--steps", "0"), ("--random-weights", "--plan")]
-)
+def test_the_plan_of_random_weights_is_told_before_they_are_made(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(models, tmp_path / "outputs", capsys, "--random-weights", "--plan", "--json")
+    assert done.code == 0 and "random weights take" in done.err and "Making" not in done.err
+    assert max(stage["peak_bytes"] for stage in done.json["stages"]) > 6e9, "of Stable Diffusion XL's full size"
+    assert not list(done.outputs.glob("*prove*")) and not list(done.outputs.glob(f"{command.FOLDER}*"))
+
+
+def test_another_set_of_random_weights_by_its_name(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(models, tmp_path / "outputs", capsys, "--base", "random-flux", "--plan", "--json")
+    assert done.code == 0 and "random weights take 31.7 GB" in done.err and "Making" not in done.err
+    assert max(stage["peak_bytes"] for stage in done.json["stages"]) > 20e9, "of FLUX.1's full size"
+    assert not list(done.outputs.glob(f"{command.FOLDER}*"))
+
+
+@pytest.mark.parametrize("argv", [("--random-weights", "--base", "x"), ("--steps", "0")])
 def test_options_that_cannot_be_meant(
     argv: tuple[str, ...], models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,8 +208,12 @@ def test_the_demo_models(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_random_weights_of_the_true_topology(capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path) -> None:
-    done = run(models, tmp_path / "outputs", capsys, "--random-weights", "tiny", "--json")
+@pytest.mark.parametrize(("base", "refined"), [("random-sdxl", True), ("random-flux", False)])
+def test_random_weights_of_the_true_topology(
+    base: str, refined: bool, capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path
+) -> None:
+    done = run(models, tmp_path / "outputs", capsys, "--base", base, "--random-weights", "tiny", "--json")
     verdicts = {check["id"]: check["verdict"] for check in done.json["checks"]}
-    assert done.code == 0 and {name for name, verdict in verdicts.items() if verdict != "holds"} == {"swap", "likeness"}
-    assert Peaks(done.outputs).of(BASE_ID) == {} and not (models / "random-sdxl").exists()
+    without = {"swap", "likeness"} | (set() if refined else {"refiner-ensemble", "refiner-img2img"})
+    assert done.code == 0 and {name for name, verdict in verdicts.items() if verdict != "holds"} == without
+    assert Peaks(done.outputs).of(base) == {} and not (models / base).exists()

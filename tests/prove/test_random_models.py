@@ -15,6 +15,7 @@ from headshot_ui.memory import weight_bytes
 from headshot_ui.prove.random_models import (
     BASE_ID,
     CODEFORMER,
+    OUTLINE,
     RANDOM_IDS,
     REFINER_ID,
     SIZES,
@@ -72,6 +73,13 @@ def test_the_same_seed_gives_the_same_files_and_leaves_torch_as_it_was(tmp_path:
     assert torch.equal(torch.random.get_rng_state(), state) and torch.get_default_dtype() == dtype
     for path in sorted(settings.models_dir.rglob("*.safetensors")):
         assert path.read_bytes() == (tmp_path / path.relative_to(settings.models_dir)).read_bytes(), path
+
+
+def test_an_outline_tells_the_sizes_of_what_would_be_made(settings: Settings, tmp_path: Path) -> None:
+    make_random_models(tmp_path, "tiny", device=OUTLINE)
+    for made_id in RANDOM_IDS:
+        assert weight_bytes(tmp_path / made_id, "float16") == weight_bytes(settings.models_dir / made_id, "float16")
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) < 2**20
 
 
 def test_tiny_differs_from_full_in_widths_only() -> None:

@@ -134,15 +134,17 @@ def test_a_cancel_between_windows_gets_through():
     assert done == [(1, 3), (2, 3)]
 
 
-def test_smaller_windows_where_memory_runs_out(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory")], ids=type
+)
+def test_smaller_windows_where_memory_runs_out(error, monkeypatch):
     sizes = []
 
     class Greedy(torch.nn.Module):
         def forward(self, x):
             sizes.append(max(x.shape[-2:]))
             if max(x.shape[-2:]) > 260:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return torch.nn.functional.interpolate(x, scale_factor=2.0)
 
     upscaler = RealEsrgan(Greedy(), "cpu", 2, 2)
@@ -150,10 +152,18 @@ def test_smaller_windows_where_memory_runs_out(monkeypatch):
     assert np.array_equal(upscaler.enlarge(picture, quiet), picture.repeat(2, 0).repeat(2, 1))
     assert sizes[0] == 400 and max(sizes[1:]) == 256
     monkeypatch.setattr(upscale, "LEAST_WINDOW", 200)
-    with pytest.raises(torch.OutOfMemoryError):
-        RealEsrgan(Refusing(), "cpu", 2, 2).enlarge(picture, quiet)
+    for other in (error, RuntimeError("mat1 and mat2 shapes")):
+        tried = []
+        with pytest.raises(type(other), match=str(other)):
+            RealEsrgan(Refusing(other, tried), "cpu", 2, 2).enlarge(picture, quiet)
+        assert len(tried) == (2 if other is error else 1), "there is a least window, and nothing else is tried again"
 
 
 class Refusing(torch.nn.Module):
+    def __init__(self, error, tried):
+        super().__init__()
+        self.error, self.tried = error, tried
+
     def forward(self, x):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        self.tried.append(x.shape)
+        raise self.error

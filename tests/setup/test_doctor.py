@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from headshot_ui import doctor
-from headshot_ui.errors import SetupError
+from headshot_ui.errors import DeviceError, SetupError
+from headshot_ui.graphics import Build, Card, Look
 from headshot_ui.settings import Settings
 from tests.setup.conftest import ROOT
 from tests.tiny_models import make_tiny_sdxl
@@ -149,19 +150,56 @@ def test_torch_from_its_own_index_brings_its_own_libraries(lock, monkeypatch, to
     assert doctor.check_packages(lock).ok is True
 
 
-def test_a_driver_that_torch_cannot_use_is_told(settings, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+def test_a_card_that_is_not_used_is_told_with_what_to_do(settings, monkeypatch):
+    card = Card("RTX 3060", "GPU-1", "470.1", 2**33)
+    monkeypatch.setattr("headshot_ui.settings.known_cards", lambda: Look((card,)))
+    monkeypatch.setattr("headshot_ui.settings.installed_build", lambda: Build("2.15.0+cu132", "13.2"))
     assert doctor.check_device(settings).ok is True  # the person asked for the CPU
     wanted = SimpleNamespace(device="cpu", dtype="float32", vram_limit_bytes=None, wanted_device="auto")
     check = doctor.check_device(wanted)
-    assert check.ok is None and "bring the driver up to date" in check.advice
+    assert check.ok is None and "driver 470.1 is too old" in check.advice and "nvidia.com/drivers" in check.advice
+    assert check.advice.endswith(doctor.MEANWHILE) and "no GPU in use" in check.detail
 
 
-def test_a_gpu_is_told_with_its_memory_and_the_limit(monkeypatch):
+@pytest.fixture
+def on_card(monkeypatch):
+    """Settings with a card of 24 GB, of which others leave 18 GB."""
     monkeypatch.setattr(doctor, "_device_memory", lambda device: (24 * 2**30, "Some Card"))
-    wanted = SimpleNamespace(device="cuda", dtype="bfloat16", vram_limit_bytes=8 * 2**30, wanted_device="auto")
-    check = doctor.check_device(wanted)
+    monkeypatch.setattr(doctor, "dtype_note", lambda settings: "")
+    monkeypatch.setattr(doctor, "vram_not_held", lambda: (18 * 2**30, 24 * 2**30))
+    monkeypatch.setattr(doctor, "who_holds_memory", lambda least: "")
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    return SimpleNamespace(device="cuda", dtype="bfloat16", vram_limit_bytes=8 * 2**30, wanted_device="auto")
+
+
+def test_a_gpu_is_told_with_its_memory_and_the_limit(on_card, monkeypatch):
+    check = doctor.check_device(on_card)
     assert check.detail == "Some Card with 24.0 GB, of which 8.0 GB may be used, computing in bfloat16"
+    monkeypatch.setattr(doctor, "dtype_note", lambda settings: "Because it is old.")
+    assert doctor.check_device(on_card).detail.endswith("computing in bfloat16. Because it is old.")
+
+
+def test_who_holds_graphics_memory_is_told(on_card, settings, monkeypatch):
+    (check,) = doctor.check_graphics_memory(on_card)
+    assert check.ok is True and check.detail == "24.0 GB, 18.0 GB of it free"
+    monkeypatch.setattr(doctor, "who_holds_memory", lambda least: "A game holds 6 GB: close it.")
+    (check,) = doctor.check_graphics_memory(on_card)
+    assert check.ok is None and check.advice == "A game holds 6 GB: close it."
+    assert doctor.check_graphics_memory(settings) == [], "the CPU has none"
+
+    def busy():
+        raise DeviceError("Another program holds it: end it.")
+
+    monkeypatch.setattr(doctor, "vram_not_held", busy)
+    (check,) = doctor.check_graphics_memory(on_card)
+    assert check.ok is False and check.advice == "Another program holds it: end it."
+
+
+def test_on_windows_the_switch_against_spilling_is_told(on_card, monkeypatch):
+    monkeypatch.setattr(doctor.sys, "platform", "win32")
+    memory, fallback = doctor.check_graphics_memory(on_card)
+    assert memory.ok is True and fallback.ok is None
+    assert "Manage 3D settings" in fallback.advice and "Prefer No Sysmem Fallback" in fallback.advice
 
 
 @pytest.mark.parametrize("error", [SetupError("The device “cuda” was asked for."), OSError("libcudart.so.13")])

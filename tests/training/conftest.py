@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from headshot_ui import families
 from headshot_ui.dataset.types import Dataset, PreparedPhoto
 from headshot_ui.errors import Cancelled
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.settings import Settings
+from headshot_ui.specs import TrainSpec
 from headshot_ui.store import Store
+from headshot_ui.training.runner import train
 from tests.tiny_models import make_tiny_sdxl
 
 
@@ -89,3 +93,15 @@ class Listener:
 
     def steps(self, stage: str) -> list[int]:
         return [step for heard, step, _ in self.heard if heard == stage]
+
+
+def trained_to_the_end(
+    spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset, cancel_at: int | None = None
+) -> tuple[Any, dict[str, bytes]]:
+    """Losses and the bytes of every tensor of the LoRA; ``cancel_at``: stopped at that step, then gone on with."""
+    if cancel_at:
+        with pytest.raises(Cancelled):
+            train(spec, store, loaded, dataset, Listener(cancel_at=cancel_at))
+        spec = replace(spec, run=next(store.settings.outputs_dir.rglob("checkpoints")).parent.name)
+    done = train(spec, store, loaded, dataset, Listener())
+    return done.losses, {name: tensor.numpy().tobytes() for name, tensor in load_file(done.lora_path).items()}

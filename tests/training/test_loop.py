@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ def trainer_for(loaded: LoadedBase, dataset: Dataset, **changes: object) -> Trai
 
 def loss_on_all(trainer: Trainer) -> float:
     """Mean loss over fixed noise and timesteps, so that only learning can change it."""
-    batch = make_batch(trainer.photos, [False] * len(trainer.photos), trainer.empty, torch.device("cpu"))
+    batch = make_batch(trainer.photos, [False] * len(trainer.photos), trainer.empty)
+    inputs = [trainer.loaded.loss_inputs(batch, torch.Generator().manual_seed(n), None) for n in range(8)]
     with torch.no_grad():
-        losses = [trainer.loaded.training_loss(batch, torch.Generator().manual_seed(n), None) for n in range(8)]
+        losses = [trainer.loaded.loss(drawn) for drawn in inputs]
     return float(torch.stack(losses).mean())
 
 
@@ -42,16 +44,16 @@ def test_learning_lowers_the_loss(loaded: LoadedBase, dataset: Dataset) -> None:
 
 def fed(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, steps: int) -> list[TrainBatch]:
     batches = []
-    real = trainer.loaded.training_loss
+    real = trainer.loaded.loss_inputs
 
-    def listen(batch: TrainBatch, *rest: object) -> torch.Tensor:
+    def listen(batch: TrainBatch, *rest: object) -> Mapping[str, torch.Tensor]:
         batches.append(batch)
         return real(batch, *rest)
 
-    monkeypatch.setattr(trainer.loaded, "training_loss", listen)
+    monkeypatch.setattr(trainer.loaded, "loss_inputs", listen)
     for _ in range(steps):
         trainer.run_step()
-    return batches
+    return batches[:steps]  # those of the next step are drawn already
 
 
 def test_each_picture_comes_with_its_own_caption_and_sizes(
@@ -80,13 +82,13 @@ def test_accumulated_small_batches_weigh_like_one_step(
 ) -> None:
     trainer = trainer_for(loaded, dataset, batch_size=1, gradient_accumulation=3)
     losses = []
-    real = loaded.training_loss
+    real = loaded.loss
 
-    def listen(*args: object) -> torch.Tensor:
-        losses.append(real(*args))
+    def listen(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        losses.append(real(inputs))
         return losses[-1]
 
-    monkeypatch.setattr(loaded, "training_loss", listen)
+    monkeypatch.setattr(loaded, "loss", listen)
     kept: list[list[torch.Tensor]] = []
     monkeypatch.setattr(
         trainer.optimizer, "step", lambda: kept.append([parameter.grad.clone() for parameter in trainer.parameters])
@@ -101,6 +103,6 @@ def test_accumulated_small_batches_weigh_like_one_step(
     grads = [torch.zeros_like(parameter) for parameter in again.parameters]
     for _ in range(3):
         again.optimizer.zero_grad()
-        again._accumulate(1.0)
+        again.computing.gradients(again._inputs())
         grads = [total + parameter.grad / 3 for total, parameter in zip(grads, again.parameters, strict=True)]
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept[0], grads, strict=True))

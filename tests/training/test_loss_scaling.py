@@ -12,6 +12,7 @@ from headshot_ui.dataset.types import Dataset
 from headshot_ui.errors import HeadshotError
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.training.checkpoint import load_checkpoint, save_checkpoint
+from headshot_ui.training.computing import Computing, LossInputs
 from headshot_ui.training.loop import MOST_SKIPPED, Trainer
 from tests.training.test_loop import trainer_for
 
@@ -24,16 +25,16 @@ def scaled(loaded: LoadedBase, dataset: Dataset, scale: float = 2.0**10) -> Trai
 
 def overflow(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Have the gradients of the next attempts be infinite while the loss stays a number."""
-    real, left = trainer._accumulate, [times]
+    real, left = Computing.gradients, [times]
 
-    def accumulate(share: float) -> torch.Tensor:
-        loss = real(share)
+    def gradients(computing: Computing, inputs: LossInputs) -> torch.Tensor:
+        loss = real(computing, inputs)
         if left[0]:
             left[0] -= 1
-            trainer.parameters[0].grad.fill_(float("inf"))
+            computing.parameters[0].grad.fill_(float("inf"))
         return loss
 
-    monkeypatch.setattr(trainer, "_accumulate", accumulate)
+    monkeypatch.setattr(Computing, "gradients", gradients)
 
 
 def test_scaled_and_plain_training_agree(loaded: LoadedBase, dataset: Dataset) -> None:

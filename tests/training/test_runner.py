@@ -21,7 +21,10 @@ from headshot_ui.families.protocol import DenoiseRequest, LoadedBase
 from headshot_ui.runs import load_run
 from headshot_ui.specs import TrainSpec
 from headshot_ui.store import Store, read_json, read_png_metadata
-from headshot_ui.training.runner import TrainResult, train
+from headshot_ui.training import runner
+from headshot_ui.training.cache import cache_photos, picture_tensor
+from headshot_ui.training.loop import Trainer
+from headshot_ui.training.runner import ROOM_TO_STAY, TrainResult, train
 from tests.training.conftest import Listener, make_dataset
 
 SPEC = TrainSpec(person="anna", base="tiny-sdxl", steps=6, rank=2, checkpoint_every=2, sample_every=100, seed=3)
@@ -62,7 +65,9 @@ def test_a_run_makes_a_lora_that_works(straight: TrainResult, loaded: LoadedBase
         "rank": "2",
         "alpha": "2.0",
         "trigger": "tok",
+        "licence": "Apache-2.0",
     }.items() <= header.items()
+    assert run.facts["base_licence"] == "Apache-2.0"
     bare = draw(loaded)
     loaded.use_loras([(straight.lora_path, 1.0)])
     assert not torch.allclose(draw(loaded), bare, atol=1e-4)
@@ -97,14 +102,48 @@ def test_samples_show_the_way_and_change_nothing(
     assert lora_bits(result) == lora_bits(straight)
 
 
+@pytest.mark.parametrize(("room", "moves"), [(0, True), (ROOM_TO_STAY, False)])
+def test_a_sample_moves_the_model_only_where_there_is_no_room(
+    room: int, moves: bool, loaded: LoadedBase, store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real = loaded.keep
+
+    def keep(parts: frozenset[str]) -> None:
+        events.append("+".join(sorted(parts)))
+        real(parts)
+
+    monkeypatch.setattr(loaded, "keep", keep)
+    monkeypatch.setattr(runner, "spare_vram_bytes", lambda settings: room)
+    monkeypatch.setattr(Trainer, "let_go", lambda trainer: events.append("let go"))
+    train(dataclasses.replace(SPEC, steps=2, sample_every=1), store, loaded, dataset, Listener())
+    sample = ["let go", "vae", "denoiser"] if moves else ["denoiser+vae", "denoiser"]
+    assert events == ["text", "vae", "denoiser", *sample, *sample, "let go"]
+
+
 def test_afterwards_the_base_is_as_before(loaded: LoadedBase, store: Store, dataset: Dataset) -> None:
     before = draw(loaded)
-    train(dataclasses.replace(SPEC, steps=2, gradient_checkpointing=True), store, loaded, dataset, Listener())
+    train(dataclasses.replace(SPEC, steps=2, gradient_checkpointing="full"), store, loaded, dataset, Listener())
     assert torch.equal(draw(loaded), before)
     with pytest.raises(Cancelled):
         train(SPEC, store, loaded, dataset, Listener(cancel_at=1))
     assert torch.equal(draw(loaded), before)
     assert not loaded.modules.unet.is_gradient_checkpointing
+
+
+def test_photos_read_ahead_are_those_read_one_by_one(loaded: LoadedBase, dataset: Dataset) -> None:
+    texts = {photo.caption: {"words": torch.zeros(1)} for photo in dataset.photos}
+    items = cache_photos(loaded, dataset, texts, Listener())
+    photos = [photo for photo in dataset.photos if photo.verdict == "train"]
+    assert len(items) == len(photos) == 5
+    for item, photo in zip(items, photos, strict=True):
+        alone = loaded.encode_images(picture_tensor(dataset.folder / photo.crop))[0]
+        assert torch.equal(item.latents, alone) and item.original_size == photo.original_size
+    (dataset.folder / photos[3].crop).write_bytes(b"no picture")
+    heard = Listener()
+    with pytest.raises(DatasetError, match=photos[3].crop):
+        cache_photos(loaded, dataset, texts, heard)
+    assert heard.steps("Reading the photos") == [0, 1, 2, 3], "those before it were encoded"
 
 
 # --- stopping and going on -------------------------------------------------------------------------
@@ -129,7 +168,7 @@ def test_a_cancelled_run_goes_on_and_ends_bit_equal(
     "changes",
     [
         {"gradient_accumulation": 2, "min_snr_gamma": 5.0, "caption_dropout": 0.5},
-        {"prior_preservation": True, "class_pictures": 3, "gradient_checkpointing": True},
+        {"prior_preservation": True, "class_pictures": 3, "gradient_checkpointing": "partial"},
     ],
 )
 def test_all_settings_go_on_bit_equal(
@@ -142,6 +181,29 @@ def test_all_settings_go_on_bit_equal(
     run = runs.list_runs(store, "anna")[0]
     result = train(dataclasses.replace(spec, run=run.name), store, loaded, dataset, Listener())
     assert (result.losses, lora_bits(result)) == (whole.losses, lora_bits(whole))
+
+
+def test_a_run_goes_on_with_checkpointing_where_memory_has_become_short(
+    straight: TrainResult, loaded: LoadedBase, store: Store, dataset: Dataset
+) -> None:
+    with pytest.raises(Cancelled):
+        train(SPEC, store, loaded, dataset, Listener(cancel_at=3))
+    (run,) = runs.list_runs(store, "anna")
+    assert run.spec.gradient_checkpointing == "none"
+    on: list[bool] = []
+
+    class Watcher(Listener):
+        def __call__(self, stage: str, *told: object, **more: object) -> None:
+            if stage == "Training":
+                on.append(loaded.modules.unet.is_gradient_checkpointing)
+            super().__call__(stage, *told, **more)  # type: ignore[arg-type]
+
+    spec = TrainSpec(person="anna", base="tiny-sdxl", run=run.name, gradient_checkpointing="full")
+    result = train(spec, store, loaded, dataset, Watcher())
+    assert on[1:] and all(on[1:]), "before its first step it may still be off"
+    assert (result.losses, lora_bits(result)) == (straight.losses, lora_bits(straight))
+    assert load_run(run.folder).spec.gradient_checkpointing == "full"
+    assert not loaded.modules.unet.is_gradient_checkpointing
 
 
 WORKER = """
@@ -337,13 +399,13 @@ def test_another_base_cannot_go_on(loaded: LoadedBase, store: Store, dataset: Da
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     loaded: LoadedBase, store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = loaded.training_loss, []
+    real, calls = loaded.loss, []
 
     def broken(*args: object) -> torch.Tensor:
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(loaded, "training_loss", broken)
+    monkeypatch.setattr(loaded, "loss", broken)
     with pytest.raises(HeadshotError, match="step 4.*lower learning rate"):
         train(SPEC, store, loaded, dataset, Listener())
     (run,) = runs.list_runs(store, "anna")

@@ -22,7 +22,8 @@ from headshot_ui.recipes import load_recipes
 from headshot_ui.runs import load_run
 from headshot_ui.specs import TrainSpec
 from headshot_ui.store import Store
-from headshot_ui.training.cache import cache_class_pictures, cache_photos, encode_texts, make_batch
+from headshot_ui.training.cache import cache_at_sizes, cache_class_pictures, cache_photos, encode_texts, make_batch
+from headshot_ui.training.order import PhotoOrder
 from headshot_ui.training.plan import resolve, training_photos
 from headshot_ui.training.runner import train
 from tests.training.conftest import Listener, make_dataset
@@ -89,8 +90,8 @@ def test_the_loss_sees_the_sizes_of_the_published_formula(large: LoadedBase, pre
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
-    batch = make_batch(items, [False] * 3, texts[""], torch.device("cpu"))
-    loss = float(large.training_loss(batch, torch.Generator().manual_seed(5), None).detach())
+    batch = make_batch(items, [False] * 3, texts[""])
+    loss = float(large.loss(large.loss_inputs(batch, torch.Generator().manual_seed(5), None)).detach())
 
     conditions = [(384, 384, 0, 0, 64, 64), (480, 288, 21, 0, 64, 64), (288, 480, 0, 21, 64, 64)]
     assert loss == pytest.approx(plain_loss(large, batch, conditions), abs=1e-5)
@@ -162,6 +163,33 @@ def test_a_run_at_a_smaller_size_goes_on_bit_equal_and_draws_samples_at_the_base
     assert whole.losses != train(dataclasses.replace(spec, size_px=None), store, large, prepared, Listener()).losses
 
 
+def test_each_photo_is_learned_at_each_resolution(large: LoadedBase, prepared: Dataset) -> None:
+    texts = encode_texts(large, ["", *(photo.caption for photo in training_photos(prepared))], Listener())
+    items = cache_at_sizes(large, prepared, texts, Listener(), (64, 128))
+    small, whole = (cache_photos(large, prepared, texts, Listener(), size) for size in (64, None))
+    assert len(items) == 2 * len(SHAPES)
+    for item, alone in zip(items, (*small, *whole), strict=True):
+        assert torch.equal(item.latents, alone.latents) and item.size_px == alone.size_px
+    order = PhotoOrder([item.shape for item in items], torch.Generator().manual_seed(3))
+    drawn = [order.next_batch(1)[0] for _ in range(2 * len(items))]
+    for start in (0, len(items)):  # a round: every photo at every size once, in an order of its own
+        assert sorted(drawn[start : start + len(items)]) == list(range(len(items)))
+    assert drawn[: len(items)] != drawn[len(items) :]
+    assert all(len({items[index].shape for index in order.next_batch(2)}) == 1 for _ in range(9))
+
+
+def test_a_run_at_several_resolutions_goes_on_bit_equal(large: LoadedBase, store: Store, prepared: Dataset) -> None:
+    spec = dataclasses.replace(SPEC, steps=6, resolutions=(64, 128), checkpoint_every=2)
+    whole = train(spec, store, large, prepared, Listener())
+    assert (load_run(whole.run_dir).spec.resolutions, load_run(whole.run_dir).spec.size_px) == ((64, 128), 128)
+    with pytest.raises(Cancelled):
+        train(spec, store, large, prepared, Listener(cancel_at=3))
+    run = runs.list_runs(store, "anna")[0]
+    result = train(TrainSpec("anna", "tiny-sdxl", run=run.name), store, large, prepared, Listener())
+    assert (result.losses, lora_bits(result)) == (whole.losses, lora_bits(whole))
+    assert whole.losses != train(dataclasses.replace(spec, resolutions=None), store, large, prepared, Listener()).losses
+
+
 def test_steps_are_counted_as_optimizer_steps(large: LoadedBase, store: Store, prepared: Dataset) -> None:
     heard, spec = Listener(), dataclasses.replace(SPEC, steps=3, gradient_accumulation=4)
     result = train(spec, store, large, prepared, heard)
@@ -201,7 +229,7 @@ def test_a_run_from_before_there_were_recipes_goes_on_bit_equal(
         train(SPEC, store, loaded, dataset, Listener(cancel_at=3))
     run = runs.list_runs(store, "anna")[0]
     manifest = json.loads((run.folder / "run.json").read_text())
-    for name in ("recipe", "optimizer", "size_px"):
+    for name in ("recipe", "optimizer", "size_px", "resolutions"):
         del manifest["spec"][name]
     (run.folder / "run.json").write_text(json.dumps(manifest))
     result = train(TrainSpec("anna", "tiny-sdxl", run=run.name), store, loaded, dataset, Listener())

@@ -10,10 +10,12 @@ import pytest
 
 from headshot_ui import families
 from headshot_ui.errors import ModelError, SpecError
+from headshot_ui.families.protocol import Abilities
 from headshot_ui.generation.presets import load_presets
 from headshot_ui.specs import GenerateSpec
 from headshot_ui.store import Store
 from headshot_ui.ui import generate_form, generate_request
+from headshot_ui.ui.abilities import abilities_of
 from headshot_ui.ui.generate_request import FIELDS, FILE, LATEST, LOOKS, NO_LORA, filled_from, look_tiles
 from headshot_ui.ui.live import Live
 from headshot_ui.ui.picture_sets import delete_picture
@@ -155,6 +157,32 @@ def test_a_missing_refiner_is_said_and_cannot_be_chosen(settings, monkeypatch):
     refined = replace(BASE, defaults=replace(BASE.defaults, refine="ensemble"))
     radio, note = generate_form.refine_values(generate_request.refine_choice(refined, settings))
     assert radio.interactive is True and radio.value == "ensemble" and note["text"] == ""
+
+
+def test_what_means_nothing_to_a_base_is_not_seen_and_set_back(settings, monkeypatch):
+    able = Abilities()
+    monkeypatch.setattr(families, "abilities", lambda info: able)
+    shown = [*generate_form.placeholder_values(BASE), *generate_form.guided_values(BASE)]
+    assert all(field.visible for field in shown)
+    able = Abilities(reads_negative_prompt=False, takes_refiner=False)
+    choice = generate_request.refine_choice(BASE, settings)
+    radio, note = generate_form.refine_values(choice)
+    assert (radio.visible, radio.value, note) == (False, "off", {"text": ""})
+    seen = dict(zip(generate_form.USUAL, generate_form.placeholder_values(BASE), strict=True))
+    assert [name for name, field in seen.items() if not field.visible] == ["refiner_switch", "refiner_strength"]
+    speed, negative = generate_form.guided_values(BASE)
+    assert (speed.visible, speed.value, negative.visible, negative.value) == (False, "exact", False, "")
+    able = Abilities(reads_negative_prompt=False, reuses_blocks=True)
+    speed, negative = generate_form.guided_values(BASE)
+    assert (speed.visible, negative.visible) == (True, False) and "leaves most of the network out" in speed.info
+
+
+def test_a_base_whose_files_do_not_say_what_it_can_do_shows_everything(monkeypatch):
+    def damaged(info):
+        raise ModelError("x/config.json is damaged: get it again.")
+
+    monkeypatch.setattr(families, "abilities", damaged)
+    assert abilities_of(BASE) == abilities_of(None) == Abilities()
 
 
 def test_the_amount_is_told_in_words():

@@ -99,6 +99,20 @@ def test_the_bar_says_what_runs_and_who_waits_behind_whom(desk):
     assert [job["id"] for job in desk.live.bar()["waiting"]] == [third.id]
 
 
+def test_what_is_wrong_with_the_card_stands_on_the_bar(desk, monkeypatch):
+    monkeypatch.setattr("headshot_ui.ui.live.unused_card", lambda settings: "")
+    assert desk.live.bar()["card"] == "" and not desk.live.bar()["shown"]
+    desk.live._card_told, asked = None, []
+    monkeypatch.setattr("headshot_ui.ui.live.unused_card", lambda settings: asked.append(1) or "Too old a driver.")
+    assert desk.live.bar()["shown"], "though there are no jobs"
+    assert desk.live.bar()["card"] == desk.live.bar()["card"] == "Too old a driver."
+    assert len(asked) == 1, "the driver is not asked at every look"
+    vars(desk.settings)["device"] = "cpu"  # a job has asked torch meanwhile, which knows more
+    assert desk.live.bar()["card"] and len(asked) == 2
+    desk.engine.card_lost = "End the program."
+    assert desk.live.bar()["card"] == "End the program."
+
+
 def test_a_finished_job_stays_on_the_bar_until_it_is_dismissed(desk):
     job = desk.run()
     (line,) = desk.live.bar()["finished"]
@@ -128,6 +142,9 @@ def test_everybody_is_listed_also_who_was_only_named(desk):
     assert desk.live.people() == ["anna", "carla"]
     desk.live.forget("carla")
     assert desk.live.people() == ["anna"]
+    assert desk.live.people("carla") == ["anna"], "a page that still shows a deleted person does not bring them back"
+    desk.live.welcome("carla")
+    assert desk.live.people() == ["anna", "carla"]
 
 
 def test_a_finished_job_shows_all_its_stages(desk):

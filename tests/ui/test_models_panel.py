@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,19 +12,20 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from headshot_ui import families
+from headshot_ui import families, usual_base
 from headshot_ui.downloads.catalogue import find_entry
 from headshot_ui.downloads.runner import remove, run_download
 from headshot_ui.engine import TASKS
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.jobs import FETCH, MAIN
 from headshot_ui.specs import DownloadSpec, PrepareSpec, TrainSpec
-from headshot_ui.ui import models_panel, templates
+from headshot_ui.store import Store
+from headshot_ui.ui import generate_request, models_panel, templates
 from headshot_ui.ui.literal import literal
 from headshot_ui.ui.live import Live
 from headshot_ui.ui.models_view import Asked, panel_mark, panel_value, press
 from headshot_ui.ui.page import OWN_OUTPUTS, Board, Seen, _refresh, build_page, newest_person
-from tests.downloads.conftest import NETWORK, Place, online, place, release_path, small_catalogue
+from tests.downloads.conftest import ENTRIES, NETWORK, Place, online, place, release_path, small_catalogue
 from tests.ui.fake_engine import FakeEngine, portrait
 
 __all__ = ["online", "place", "small_catalogue"]  # fixtures
@@ -178,7 +180,7 @@ def events_of(page: gr.Blocks, component: Any) -> list[Any]:
 def test_a_refresh_tells_the_tabs_of_new_models_and_only_then(built: SimpleNamespace, live: Live, place: Place) -> None:
     first = _refresh(built.board, live, "", Seen())
     rows, mark = first[OWN_OUTPUTS - 2 : OWN_OUTPUTS]
-    assert mark == gr.skip() and len(rows["rows"]) == 5, "the tabs were laid out with these models"
+    assert mark == gr.skip() and len(rows["rows"]) == len(ENTRIES), "the tabs were laid out with these models"
     seen = next(value for value in first if isinstance(value, Seen))
     again = _refresh(built.board, live, "", seen)
     assert all(value == gr.skip() for value in again)
@@ -188,6 +190,20 @@ def test_a_refresh_tells_the_tabs_of_new_models_and_only_then(built: SimpleNames
     assert mark["mark"] == repr(panel_mark(live, place.settings)[0])
     assert _refresh(built.board, live, "", Seen())[OWN_OUTPUTS - 1] == mark, "a browser opened later is told too"
     assert next(each for each in rows["rows"] if each["id"] == "base")["state"] == "there"
+
+
+def test_a_file_put_there_by_hand_is_told_by_an_open_page(
+    built: SimpleNamespace, live: Live, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _refresh(built.board, live, "", Seen())
+    assert first[OWN_OUTPUTS - 2]["own"] is None
+    wrong = place.settings.models_dir / "favourite.safetensors"
+    wrong.parent.mkdir(parents=True, exist_ok=True)
+    wrong.write_bytes(b"no tensors")
+    os.utime(wrong, (1e9, 1e9))
+    later = _refresh(built.board, live, "", next(value for value in first if isinstance(value, Seen)))
+    (own,) = later[OWN_OUTPUTS - 2]["own"]
+    assert own["wrong"] and str(wrong) in own["text"] and later[OWN_OUTPUTS - 1] != gr.skip()
 
 
 def test_every_tab_offers_a_base_that_was_downloaded_and_forgets_one_that_is_gone(
@@ -203,7 +219,7 @@ def test_every_tab_offers_a_base_that_was_downloaded_and_forgets_one_that_is_gon
     def choices(chosen: str) -> list[tuple[list[str], Any]]:
         told = []
         for fn in with_base:
-            values = fn.fn(chosen)
+            values = fn.fn(*[chosen, "demo"][: len(fn.inputs)])
             dropdown = values[0] if isinstance(values, list) else values
             told.append(([value for _, value in dropdown.choices], dropdown.value))
         return told
@@ -215,10 +231,43 @@ def test_every_tab_offers_a_base_that_was_downloaded_and_forgets_one_that_is_gon
     assert choices("base") == [(["demo"], "demo")] * 3
 
 
+def test_new_photos_are_for_a_new_base_that_draws_photographs_unless_another_was_chosen(
+    built: SimpleNamespace, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usual_base, "has_card", lambda settings: True)
+    (listener,) = (
+        fn for fn in events_of(built.page, built.board.shell.installed) if fn.outputs[0].elem_id == "base"
+    )
+    assert [listener.fn("demo", "demo")[0].value, listener.fn("demo", "demo")[1]] == ["demo", "demo"]
+    place.get("base")
+    dropdown, told = listener.fn("demo", "demo")
+    assert (dropdown.value, told) == ("base", "base")
+    dropdown, told = listener.fn("demo", told)
+    assert (dropdown.value, told) == ("demo", "base"), "chosen after that, so it stays when other models come"
+    remove(find_entry("base"), place.settings)
+    assert listener.fn("base", told)[0].value == "demo"
+
+
+def test_the_page_opens_with_the_usual_base(
+    engine: FakeEngine, live: Live, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = BaseInfo("demo", "sdxl", "Demo", Path("."), "MIT", "Drawn.", 256, demo=True)
+    real = BaseInfo("base", "sdxl", "Base", Path("."), "MIT", "Photographs.", 1024)
+    monkeypatch.setattr(families, "all_bases", lambda settings: (drawn, real))
+    for card, wanted in ((True, "base"), (False, "demo")):
+        monkeypatch.setattr(usual_base, "has_card", lambda settings, card=card: card)
+        blocks = build_page(engine, place.settings, tmp_path / "shown", live).blocks.values()
+        chosen = {block.elem_id: block for block in blocks if isinstance(block, gr.Dropdown | gr.HTML)}
+        assert [chosen[name].value for name in ("base", "train-base", "generate-base")] == [wanted] * 3
+        assert ("many hours" in str(chosen["base-note"].value)) is not card
+        assert generate_request.base_of(Store(place.settings), "nobody", (drawn, real)) == wanted
+
+
 def test_the_chosen_base_stays_chosen() -> None:
     infos = [BaseInfo(name, "sdxl", name, Path("."), "MIT", "x", 256) for name in ("a", "b")]
-    assert models_panel.base_dropdown(infos, "b").value == "b" and models_panel.base_dropdown(infos, "c").value == "a"
-    assert models_panel.base_dropdown([], "c").value is None
+    assert models_panel.base_dropdown(infos, "b", infos[0]).value == "b"
+    assert models_panel.base_dropdown(infos, "c", infos[1]).value == "b"
+    assert models_panel.base_dropdown([], "c", None).value is None
 
 
 def test_training_is_possible_beside_a_download(live: Live, place: Place, tmp_path: Path) -> None:

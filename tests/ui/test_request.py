@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headshot_ui.errors import SpecError
-from headshot_ui.ui.request import folder_name, headshots_request
+from headshot_ui.ui.request import folder_name, headshots_request, prepare_request
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,9 @@ def test_each_problem_names_its_field(name, photos, base, field):
     with pytest.raises(SpecError) as raised:
         headshots_request(name, photos, base)
     assert raised.value.field == field
+
+
+def test_automatic_captions_are_asked_for_only_where_they_are_chosen():
+    assert headshots_request("Anna", ["a.jpg"], "demo-sdxl").prepare.captions is None
+    assert headshots_request("Anna", ["a.jpg"], "sdxl", "automatic").prepare.captions == "automatic"
+    assert prepare_request("Anna", ["a.jpg"], "sdxl", "phrase") == prepare_request("Anna", ["a.jpg"], "sdxl")

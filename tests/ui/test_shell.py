@@ -77,12 +77,23 @@ def test_a_job_wakes_the_timer_and_its_end_puts_it_to_sleep(built):
     while job.snapshot.step < 5:
         job.wait(0.01)
     busy = _refresh(built.board, built.live, "zoe", Seen())
-    assert (busy[5].active, busy[6].active) == (True, False) and busy[0]["running"][0]["title"] == "Learning zoe"
+    assert (busy[7].active, busy[8].active) == (True, False) and busy[0]["running"][0]["title"] == "Learning zoe"
     built.engine.hold.set()
     job.wait(20)
     idle = _refresh(built.board, built.live, "zoe", seen_in(busy))
-    assert (idle[5].active, idle[6].active) == (False, True)
+    assert (idle[7].active, idle[8].active) == (False, True)
     assert idle[0]["finished"][0]["text"] == "Learned in 5 steps."
+
+
+def test_a_person_deleted_in_another_window_is_let_go(built):
+    built.live.welcome("mia")
+    built.live.welcome("noa")
+    before = _refresh(built.board, built.live, "mia", Seen())
+    built.live.forget("mia")
+    values = _refresh(built.board, built.live, "mia", seen_in(before))
+    assert values[1].value == built.live.people()[0] and "mia" not in [name for name, _ in values[1].choices]
+    assert (values[2].visible, values[3].interactive, values[4].visible) == (True, True, False)
+    assert built.board.people.person.preprocess("nobody of this name") is None  # asked a moment before: no error
 
 
 def test_a_tab_that_fails_leaves_the_others_alone(built, caplog):

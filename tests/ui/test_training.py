@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headshot_ui.errors import MemoryBudgetError, SpecError, StoreError
-from headshot_ui.families.protocol import BaseDefaults, BaseInfo
+from headshot_ui.families.protocol import Abilities, BaseDefaults, BaseInfo
 from headshot_ui.generation.records import RANKING
 from headshot_ui.recipes import load_recipes
 from headshot_ui.runs import change_run, create_run, delete_run, find_run, list_runs
@@ -22,6 +22,7 @@ from headshot_ui.ui.train_values import (
     fields,
     filled_by,
     length_choices,
+    means_anything,
     placeholder,
     plan_lines,
     recipe_choices,
@@ -64,6 +65,16 @@ def test_a_recipe_fills_the_fields_visibly_and_leaves_what_was_entered():
     again = dict(zip(NAMES, filled_by(quick, original, list(filled.values())), strict=True))
     assert (again["rank"], again["size_px"], again["optimizer"], again["learning_rate"]) == ("8", "768", "", "")
     assert filled_by(default, quick, list(again.values())) == values(rank="8", prior_preservation=True)
+
+
+def test_several_resolutions_are_shown_and_read_back():
+    filled = filled_by(RECIPES["flux-original"], RECIPES["default"], values())
+    assert dict(zip(NAMES, filled, strict=True))["resolutions"] == "512 768 1024"
+    for text in ("512 768 1024", "512, 768,1024", " 512;768 ; 1024"):
+        assert train_request("anna", "b", DEFAULTS, "normal", values(resolutions=text)).resolutions == (512, 768, 1024)
+    with pytest.raises(SpecError, match="“many” is not a number") as raised:
+        train_request("anna", "b", DEFAULTS, "normal", values(resolutions="512 many"))
+    assert raised.value.field == "resolutions"
 
 
 def test_the_request_of_a_recipe_resolves_as_the_command_line_would():
@@ -114,6 +125,13 @@ def test_what_an_empty_field_stands_for_is_shown():
     assert shown["steps"] == "as chosen above"
     assert (shown["gradient_accumulation"], shown["caption_dropout"], shown["optimizer"]) == ("1", "0.05", "adamw")
     assert length_choices(DEFAULTS)[1] == ("Normal (400 steps)", "normal")
+
+
+def test_a_setting_that_means_nothing_to_the_base_is_not_seen():
+    def seen(can):
+        return {field.name for field in fields() if means_anything(field, can)}
+
+    assert seen(Abilities()) - seen(Abilities(weighs_by_snr=False)) == {"min_snr_gamma"}
 
 
 def test_the_plan_says_what_will_be_done_and_what_it_takes(tmp_path):

@@ -115,6 +115,8 @@ class Average:
             for key, value in module.state_dict().items()
             if value.is_floating_point()
         }
+        once = {value.data_ptr(): key for key, value in reversed(self.live.items())}  # tied weights have two names
+        self.live = {key: self.live[key] for key in self.live if once[self.live[key].data_ptr()] == key}
         self.mean = {key: value.detach().clone() for key, value in self.live.items()}
 
     @torch.no_grad()

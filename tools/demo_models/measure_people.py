@@ -142,8 +142,8 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def learn(bench: Bench, name: str, out: Path, training: Mapping[str, Any] | None = None, guidance: float | None = None,
-          seed: int = 0) -> Learned:  # fmt: skip
-    """Prepare, draw before, train, draw after, measure. ``training``: fields of TrainSpec."""
+          seed: int = 0, each: int = EACH) -> Learned:  # fmt: skip
+    """Prepare, draw before, train, draw after, measure. ``training``: TrainSpec fields; ``each``: pictures a look."""
     import numpy as np
 
     from headshot_ui import families
@@ -167,7 +167,7 @@ def learn(bench: Bench, name: str, out: Path, training: Mapping[str, Any] | None
     crops = [open_picture(dataset.folder / photo.crop) for photo in dataset.photos if photo.verdict == "train"]
     loaded = families.load_base(base, settings)
     looks = tuple(load_presets(settings))[:LOOKS]
-    wanted = GenerateSpec(name, BASE, presets=looks, count=EACH, seed=seed, guidance_scale=guidance)
+    wanted = GenerateSpec(name, BASE, presets=looks, count=each, seed=seed, guidance_scale=guidance)
     before = generate(wanted, store, loaded, quiet)
     trained = train(TrainSpec(name, BASE, seed=seed, **(training or {})), store, loaded, dataset, quiet)
     after = generate(GenerateSpec(**{**wanted.to_json(), "presets": looks, "lora": "latest"}), store, loaded, quiet)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tools.demo_models import dataset, nets, pipeline, words
+from tools.demo_models.checkpoint import resume, save_checkpoint
 from tools.demo_models.common import (
     Average,
     Clock,
@@ -136,38 +137,6 @@ def agreed(value: float, device: torch.device, ranks: int) -> float:
     return float(shared)
 
 
-def save_checkpoint(path: Path, base: Base, average: Average, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
-    """Everything needed to go on, written whole or not at all."""
-    state = {
-        "base": base.state_dict(),
-        "mean": average.mean,
-        "average_steps": average.steps,
-        "optimizer": optimizer.state_dict(),
-        "elapsed": clock.elapsed(),
-        "steps": clock.steps,
-        "samples": clock.samples,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
-
-
-def resume(
-    path: Path, base: Base, average: Average, optimizer: torch.optim.Optimizer, device: torch.device
-) -> dict[str, float]:
-    """Put a checkpoint back; zeros when there is none."""
-    if not path.is_file():
-        return {"elapsed": 0.0, "steps": 0, "samples": 0}
-    state = torch.load(path, map_location=device, weights_only=True)
-    base.load_state_dict(state["base"])
-    optimizer.load_state_dict(state["optimizer"])
-    average.steps = state["average_steps"]
-    for key, value in state["mean"].items():
-        average.mean[key].copy_(value)
-    say(f"[base] resumed at step {state['steps']}, {state['elapsed']:.0f} s")
-    return state
-
-
 def export(base: Base, average: Average, out: Path, figures: dict[str, float]) -> None:
     """Write the pipeline with the averaged weights."""
     average.swap()
@@ -211,7 +180,7 @@ def main() -> None:
     if options.warm_only:
         return
     data = load_data(options.data, device)
-    spent = resume(options.checkpoint, base, average, optimizer, device)
+    spent = resume(options.checkpoint, base, average, optimizer, device, "base")
     clock = Clock(options.seconds, "base", spent["elapsed"], quiet=rank != 0)
     clock.steps, clock.samples, saved = int(spent["steps"]), int(spent["samples"]), clock.elapsed()
     clock._said_samples = clock.samples

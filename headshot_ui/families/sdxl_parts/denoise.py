@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from headshot_ui.errors import ModelError, SpecError
-from headshot_ui.families.protocol import DenoiseRequest, DenoiseStep, PromptEmbeds, RefineRequest
+from headshot_ui.families.protocol import (
+    DenoiseRequest,
+    DenoiseStep,
+    PromptEmbeds,
+    Recorder,
+    RefineRequest,
+    StepFunction,
+)
 from headshot_ui.families.sdxl_parts.refiner_files import SCORED_IDS, SIZED_IDS, ids_count
+from headshot_ui.families.shared_parts.drawing import first_noise, not_a_number, to_model
 
 #: What Stability's refiner was made to be asked for and away from; it takes them in place of the target size.
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
@@ -24,41 +32,30 @@ def time_ids(
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def predict(
-    unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, embeds: PromptEmbeds, ids: torch.Tensor
+def one_pass(
+    unet: Any,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    prompts: torch.Tensor,
+    pooled: torch.Tensor,
+    ids: torch.Tensor,
 ) -> torch.Tensor:
-    """One pass of the UNet; all inputs have B rows. Output float32 like ``noisy``."""
-    conditions = {"text_embeds": embeds["pooled_prompt_embeds"], "time_ids": ids}
-    with precision(unet):
-        output: torch.Tensor = unet(
-            noisy.to(unet.dtype),
-            timesteps,
-            encoder_hidden_states=embeds["prompt_embeds"],
-            added_cond_kwargs=conditions,
-            return_dict=False,
-        )[0]
+    """One pass of the UNet; all inputs have B rows, or one number for all. Output float32.
+
+    It asks the UNet for nothing: telling its number format takes diffusers as long as a few dozen layers.
+    """
+    output: torch.Tensor = unet(
+        noisy,
+        timesteps,
+        encoder_hidden_states=prompts,
+        added_cond_kwargs={"text_embeds": pooled, "time_ids": ids},
+        return_dict=False,
+    )[0]
     return output.float()
 
 
-def precision(unet: Any) -> AbstractContextManager[Any]:
-    """Autocast for half-precision models, whose LoRA stays in float32; nothing for float32 models."""
-    if unet.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(unet.device.type, dtype=unet.dtype)
-
-
-def to_model(embeds: PromptEmbeds, unet: Any) -> dict[str, torch.Tensor]:
-    """Embeddings on the device and in the dtype of the UNet."""
-    return {name: tensor.to(unet.device, unet.dtype) for name, tensor in embeds.items()}
-
-
-def first_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Tensor:
-    """(B, C, h, w) float32 on the CPU; each picture from a generator of its own, so a batch changes nothing."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
 def second_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Tensor:
-    """As ``first_noise``, but what the same generators draw next.
+    """As ``drawing.first_noise``, but what the same generators draw next.
 
     The first noise is what the picture was made from; the same again would only strengthen what is there.
     """
@@ -70,39 +67,53 @@ def second_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> torch.Ten
     return torch.stack(noise)
 
 
-def not_a_number(dtype: torch.dtype) -> str:
-    """What to tell when a model's numbers overflowed: the picture would be black."""
-    if dtype == torch.float16:
-        other = "compute in bfloat16 or float32 (HEADSHOT_UI_DTYPE=float32), or choose another base model or LoRA"
-    else:
-        other = "choose another base model or LoRA, or less strength of the LoRA"
-    name = str(dtype).removeprefix("torch.")
-    return f"The picture became “not a number” while computing in {name}, and would be black: {other}."
-
-
 # --- the schedule -------------------------------------------------------------------------------------
 def split_steps(scheduler_config: Mapping[str, Any], steps: int, switch: float) -> tuple[int, int]:
     """How many of ``steps`` come before and after the share ``switch`` of the training timesteps, as in diffusers.
 
     ``denoising_end`` keeps the timesteps at or above the cut-off, ``denoising_start`` those below it.
     """
-    scheduler = _scheduler(scheduler_config, steps, torch.device("cpu"))
-    before = _steps_before(scheduler, switch)
-    return before, len(scheduler.timesteps) - before
+    schedule = _schedule(scheduler_config, steps)
+    before = schedule.before(switch)
+    return before, len(schedule) - before
 
 
-def _scheduler(config: Mapping[str, Any], steps: int, device: torch.device) -> Any:
+@dataclass(frozen=True)
+class _Schedule:
+    """Timesteps and noise levels of a drawing. diffusers computes them; walking along them is done here.
+
+    Its own sampler looks up in each step at which one it is. Here all numbers lie on the device, where a recorded
+    step reads them.
+    """
+
+    timesteps: torch.Tensor  # (n,) float32
+    sigmas: torch.Tensor  # (n + 1,) float32; the last one is what is left at the end, usually 0
+    first_noise: float  # what noise of spread 1 is multiplied with
+    predicts: str  # "epsilon", "v_prediction" or "sample"
+    trained: int  # timesteps of the training
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def before(self, share: float) -> int:
+        """How many steps come before this share of the training timesteps."""
+        cutoff = int(round(self.trained - share * self.trained))
+        return int((self.timesteps >= cutoff).sum())
+
+    def to(self, device: torch.device) -> _Schedule:
+        return replace(self, timesteps=self.timesteps.to(device), sigmas=self.sigmas.to(device))
+
+
+def _schedule(config: Mapping[str, Any], steps: int) -> _Schedule:
+    """On the CPU."""
     from diffusers import EulerDiscreteScheduler
 
     scheduler = EulerDiscreteScheduler.from_config(dict(config))
-    scheduler.set_timesteps(steps, device=device)
-    return scheduler
-
-
-def _steps_before(scheduler: Any, share: float) -> int:
-    trained = scheduler.config.num_train_timesteps
-    cutoff = int(round(trained - share * trained))
-    return int((scheduler.timesteps >= cutoff).sum())
+    scheduler.set_timesteps(steps)
+    first_noise, facts = float(scheduler.init_noise_sigma), scheduler.config
+    return _Schedule(
+        scheduler.timesteps, scheduler.sigmas, first_noise, facts.prediction_type, facts.num_train_timesteps
+    )
 
 
 # --- the two stretches --------------------------------------------------------------------------------
@@ -113,13 +124,13 @@ def denoise(
 
     Latents stay float32 whatever the UNet's dtype: with zero terminal SNR they begin at a sigma of 4096.
     """
-    scheduler = _scheduler(scheduler_config, request.steps, unet.device)
-    last = _steps_before(scheduler, request.stop_at) if request.stop_at < 1 else len(scheduler.timesteps)
+    schedule = _schedule(scheduler_config, request.steps)
+    last = schedule.before(request.stop_at) if request.stop_at < 1 else len(schedule)
     shape = (unet.config.in_channels, request.height // cell_px, request.width // cell_px)
-    latents = first_noise(request.seeds, shape).to(unet.device) * scheduler.init_noise_sigma
+    latents = first_noise(request.seeds, shape).to(unet.device) * schedule.first_noise
     size = (request.height, request.width)
     ids = time_ids([size], [(0, 0)], size)
-    yield from _steps(unet, scheduler, 0, last, latents, request, _conditions(unet, request, ids, ids))
+    yield from _steps(unet, schedule, 0, last, latents, request, _conditions(unet, request, ids, ids))
 
 
 def refine(unet: Any, scheduler_config: Mapping[str, Any], request: RefineRequest) -> Iterator[DenoiseStep]:
@@ -128,23 +139,22 @@ def refine(unet: Any, scheduler_config: Mapping[str, Any], request: RefineReques
     With ``start_at`` (its ``denoising_start``) the latents are taken as noisy as the base left them; with ``strength``
     new noise is added first. Raises SpecError when no step would be left, ModelError when the embeddings do not fit.
     """
-    scheduler = _scheduler(scheduler_config, request.steps, unet.device)
-    total = len(scheduler.timesteps)
+    schedule = _schedule(scheduler_config, request.steps)
+    total = len(schedule)
     if request.start_at is not None:
-        first, field = _steps_before(scheduler, request.start_at), "refiner_switch"
+        first, field = schedule.before(request.start_at), "refiner_switch"
     elif request.strength is not None:
         first, field = total - min(int(request.steps * request.strength), total), "refiner_strength"
     else:
         raise ValueError("a RefineRequest needs start_at or strength")
     if first == total:
         raise SpecError(field, f"With {request.steps} steps none is left for the refiner: use more steps.")
-    scheduler.set_begin_index(first)
     latents = request.latents.to(unet.device, torch.float32)
     if request.start_at is None:
         noise = second_noise(request.seeds, (latents.shape[1], latents.shape[2], latents.shape[3]))
-        latents = latents + noise.to(unet.device) * scheduler.sigmas[first]
+        latents = latents + noise.to(unet.device) * schedule.sigmas[first].to(unet.device)
     ids = _refiner_ids(unet, request)
-    yield from _steps(unet, scheduler, first, total, latents, request, _conditions(unet, request, *ids, _last_part))
+    yield from _steps(unet, schedule, first, total, latents, request, _conditions(unet, request, *ids, _last_part))
 
 
 def _refiner_ids(unet: Any, request: RefineRequest) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,47 +196,85 @@ def _conditions(
     embeds = to_model(part(unet, request.embeds), unet)
     ids = ids.expand(count, -1)
     if request.guidance_scale > 1:
-        negative = to_model(part(unet, request.negative_embeds), unet)
-        embeds = {name: torch.cat([negative[name], tensor]) for name, tensor in embeds.items()}
+        negative = part(unet, request.negative_embeds)
+        embeds = {name: torch.cat([negative[name].to(tensor), tensor]) for name, tensor in embeds.items()}
         ids = torch.cat([negative_ids.expand(count, -1), ids])
-    return embeds, ids.to(unet.device, unet.dtype)
+    return embeds, ids.to(embeds["prompt_embeds"])
 
 
 def _steps(
     unet: Any,
-    scheduler: Any,
+    schedule: _Schedule,
     first: int,
     last: int,
     latents: torch.Tensor,
     request: DenoiseRequest | RefineRequest,
     conditions: tuple[PromptEmbeds, torch.Tensor],
 ) -> Iterator[DenoiseStep]:
-    """The scheduler's steps from ``first`` up to ``last`` (not itself)."""
-    guidance_scale = request.guidance_scale if request.guidance_scale > 1 else None
-    for number, timestep in enumerate(scheduler.timesteps[first:last], start=1):
-        latents, expected = _step(unet, scheduler, latents, timestep, *conditions, guidance_scale)
+    """The schedule's steps from ``first`` up to ``last`` (not itself)."""
+    guided = round(request.guided_share * len(schedule)) if request.guidance_scale > 1 else 0
+    schedule = schedule.to(latents.device)
+    embeds, ids = conditions
+    step = _recorded(_EulerStep(unet, ids.dtype, schedule.predicts), request.recorder)
+    guidance = torch.tensor(request.guidance_scale, dtype=torch.float32).to(latents.device)
+    both = embeds["prompt_embeds"], embeds["pooled_prompt_embeds"], ids
+    positive = tuple(tensor[-len(latents) :] for tensor in both)
+    for index in range(first, last):
+        where = schedule.timesteps[index], schedule.sigmas[index], schedule.sigmas[index + 1], guidance
+        latents, expected = step(latents, *where, *(both if index < guided else positive))
         # Only at the end: what is no number stays none, and looking makes the processor wait for the card.
-        if first + number == last and not torch.isfinite(latents).all():
+        if index + 1 == last and not torch.isfinite(latents).all():
             raise ModelError(not_a_number(unet.dtype))
-        half_way = first + number == last < len(scheduler.timesteps)
-        yield DenoiseStep(number, last - first, latents, expected if half_way else None)
+        half_way = index + 1 == last < len(schedule)
+        yield DenoiseStep(index + 1 - first, last - first, latents, expected if half_way else None)
 
 
-@torch.no_grad()  # here and not around the loop: a generator must not change the caller's mode between steps
-def _step(
-    unet: Any,
-    scheduler: Any,
-    latents: torch.Tensor,
-    timestep: torch.Tensor,
-    embeds: PromptEmbeds,
-    ids: torch.Tensor,
-    guidance_scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Guidance with both halves in one pass, then one Euler step: the latents after it, and the clean ones expected."""
-    doubled = latents if guidance_scale is None else torch.cat([latents, latents])
-    prediction = predict(unet, scheduler.scale_model_input(doubled, timestep), timestep, embeds, ids)
-    if guidance_scale is not None:
-        negative, positive = prediction.chunk(2)
-        prediction = negative + guidance_scale * (positive - negative)
-    after = scheduler.step(prediction, timestep, latents)
-    return after.prev_sample, after.pred_original_sample
+def _recorded(step: _EulerStep, recorder: Recorder | None) -> StepFunction:
+    """The step as it is to be called."""
+    return step if recorder is None else recorder(step, step.unet)
+
+
+@dataclass(frozen=True)
+class _EulerStep:
+    """One step of Euler's method along the noise levels (Karras et al. 2022, arXiv 2206.00364), nothing but tensors.
+
+    The arithmetic is that of diffusers' sampler, in its order, so that pictures are the same to the last bit.
+    """
+
+    unet: Any
+    dtype: torch.dtype  # of the UNet's inputs
+    predicts: str
+
+    @torch.no_grad()  # here and not around the loop: a generator must not change the caller's mode between steps
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        sigma: torch.Tensor,
+        next_sigma: torch.Tensor,
+        guidance: torch.Tensor,
+        prompts: torch.Tensor,
+        pooled: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, C, h, w) float32 after the step, and the clean latents expected behind the noise before it.
+
+        ``timestep``, ``sigma``, ``next_sigma`` and ``guidance`` are single numbers, the conditions have B rows, or
+        2 B with those of the negative prompts first: then both halves go through the UNet in one pass.
+        """
+        guided = len(prompts) > len(latents)
+        noisy = torch.cat([latents, latents]) if guided else latents
+        scaled = (noisy / ((sigma**2 + 1) ** 0.5)).to(self.dtype)
+        output = one_pass(self.unet, scaled, timestep, prompts, pooled, ids)
+        if guided:
+            negative, positive = output.chunk(2)
+            output = negative + guidance * (positive - negative)
+        expected = self._expected(output, latents, sigma)
+        return latents + (latents - expected) / sigma * (next_sigma - sigma), expected
+
+    def _expected(self, output: torch.Tensor, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        if self.predicts == "epsilon":
+            return latents - sigma * output
+        if self.predicts == "v_prediction":
+            return output * (-sigma / (sigma**2 + 1) ** 0.5) + (latents / (sigma**2 + 1))
+        return output

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headshot_ui.errors import ModelError
-from headshot_ui.families.bases import BASE_FILE, REFINER_FILE
-from headshot_ui.families.folders import free_id, id_of, model_folders, name_of, title_of
+from headshot_ui.families.folders import free_id, id_of, name_of, title_of
 from headshot_ui.families.protocol import BaseDefaults, BaseInfo, Misfit, RefinerInfo
-from headshot_ui.families.sdxl_parts.files import SAFE_VAE, published, read_json_file
+from headshot_ui.families.sdxl_parts.files import SAFE_VAE, published
 from headshot_ui.families.sdxl_parts.kinds import (
     BASE,
     BASE_PARTS,
@@ -31,13 +30,12 @@ from headshot_ui.families.sdxl_parts.kinds import (
 )
 from headshot_ui.families.sdxl_parts.preflight import check_base, check_pipeline
 from headshot_ui.families.sdxl_parts.refiner_files import check_refiner_files
+from headshot_ui.families.shared_parts.files import read_json_file
+from headshot_ui.families.undescribed import INDEX, state_of, undescribed
 
 if TYPE_CHECKING:
     from headshot_ui.settings import Settings
 
-INDEX = "model_index.json"
-#: What says that a folder is described; ".waiting" does while a download of its files is being repaired.
-_DESCRIPTIONS = {name + ending for name in (BASE_FILE, REFINER_FILE) for ending in ("", ".waiting")}
 LICENCE = "see where you got it"
 #: What distilled models are called; they draw in a few steps with hardly any guidance, and are spoiled by more.
 _FEW_STEPS = re.compile(r"lightning|turbo|hyper|lcm|dmd", re.IGNORECASE)
@@ -109,25 +107,13 @@ def _refiner(path: Path, family: str, id_: str) -> RefinerInfo:
 # --- looking ------------------------------------------------------------------------------------------
 def _undescribed(settings: Settings) -> Iterator[tuple[Path, Kind]]:
     """Folders in diffusers layout and single files, with what they are, in the order of their paths."""
-    claimed = [settings.models_dir / "demo", settings.models_dir / SAFE_VAE]  # known by their names
-    for folder, names in model_folders(settings.models_dir):
-        if any(folder.is_relative_to(other) for other in claimed):
-            continue
-        if names & _DESCRIPTIONS:
-            claimed.append(folder)
-        elif INDEX in names:
-            claimed.append(folder)
-            yield folder, _folder_kind(folder, _state_of(folder))
+    for folder, names in undescribed(settings.models_dir, [SAFE_VAE]):
+        if INDEX in names:
+            yield folder, _folder_kind(folder, state_of(folder))
         elif "config.json" not in names:  # beside one, weights are a single part of something
             for name in sorted(names):
                 if name.lower().endswith((".safetensors", ".gguf", *PICKLES, *UNFINISHED)):
                     yield folder / name, kind_of(folder / name)
-
-
-def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes when a file of a folder does."""
-    files = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
-    return tuple(sorted((str(path), (state := path.stat()).st_size, state.st_mtime_ns) for path in files))
 
 
 @lru_cache(maxsize=64)

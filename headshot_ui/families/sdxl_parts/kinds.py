@@ -15,7 +15,8 @@ from typing import Any
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import weights_fault
 from headshot_ui.families.protocol import BaseInfo, RefinerInfo
-from headshot_ui.families.sdxl_parts.files import published, read_json_file
+from headshot_ui.families.sdxl_parts.files import published
+from headshot_ui.families.shared_parts.files import read_json_file
 from headshot_ui.memory import StoredTensor, read_header
 
 #: PART is something that belongs to a model, or to another network of this program; it is no mistake that it is there.

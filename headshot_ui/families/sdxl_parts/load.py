@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,18 @@ import torch
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
 from headshot_ui.families.protocol import BaseInfo
-from headshot_ui.families.sdxl_parts.files import CLIP_TOKENS, read_json_file, variant_of
 from headshot_ui.families.sdxl_parts.kinds import read_schedule
 from headshot_ui.families.sdxl_parts.preflight import check_base
 from headshot_ui.families.sdxl_parts.single_file import read_part
+from headshot_ui.families.shared_parts import load
+from headshot_ui.families.shared_parts.files import read_json_file
+from headshot_ui.families.shared_parts.load import quiet
+from headshot_ui.families.shared_parts.words import read_tokenizer
 
-CLIP_WORDS = 49408
-#: What SDXL's encoders were trained to see after the end of a text: the end mark again, and "!".
-_PADS = {"tokenizer": CLIP_WORDS - 1, "tokenizer_2": 0}
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")  # what the Euler sampler can undo
 
 
-@dataclass
+@dataclass(frozen=True)
 class SdxlModules:
     """The components of a StableDiffusionXLPipeline, frozen and in evaluation mode. One not in memory is None or ()."""
 
@@ -35,6 +33,21 @@ class SdxlModules:
     tokenizers: tuple[Any, Any]
     scheduler_config: dict[str, Any]
     zeros_for_empty_prompt: bool
+
+
+def by_part(modules: SdxlModules) -> dict[str, tuple[Any, ...]]:
+    """What is in memory of "text", "vae" and "denoiser"; () for what is not."""
+    one = {"vae": modules.vae, "denoiser": modules.unet}
+    return {
+        "text": modules.text_encoders,
+        **{part: () if module is None else (module,) for part, module in one.items()},
+    }
+
+
+def with_parts(facts: SdxlModules, parts: Mapping[str, tuple[Any, ...]]) -> SdxlModules:
+    """The tokenizers and schedule of ``facts`` with these modules, as ``by_part`` gives them, and no others."""
+    unet, vae = (next(iter(parts.get(part, ())), None) for part in ("denoiser", "vae"))
+    return replace(facts, unet=unet, vae=vae, text_encoders=parts.get("text", ()))
 
 
 def load_facts(info: BaseInfo) -> SdxlModules:
@@ -64,44 +77,7 @@ def read_model(kind: Any, folder: Path, part: str, dtype: torch.dtype, checkpoin
     """
     if checkpoint is not None:
         return read_part(kind, checkpoint, folder, part, dtype).requires_grad_(False).eval()
-    try:
-        model, info = kind.from_pretrained(
-            folder / part,
-            dtype=dtype,
-            variant=variant_of(folder, part),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever the loaders raise, the cause is a file of this part
-        raise ModelError(f"{folder / part} cannot be loaded: {AGAIN}.") from error
-    missing = [key for key in info["missing_keys"] if not key.endswith("position_ids")]
-    if missing:  # the loaders fill the gap with random numbers
-        raise ModelError(f"The weights in {folder / part} are incomplete (“{sorted(missing)[0]}” is missing): {AGAIN}.")
-    return model.requires_grad_(False).eval()
-
-
-def read_tokenizer(folder: Path, vocab_size: int) -> Any:
-    """A CLIP tokenizer. Raises ModelError unless it has the ``vocab_size`` words of its text encoder."""
-    from transformers import CLIPTokenizer
-
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"{folder} cannot be loaded: {AGAIN}.") from error
-    if len(tokenizer) != vocab_size:
-        raise ModelError(
-            f"The tokenizer in {folder} has {len(tokenizer)} words, but its text encoder knows {vocab_size}: {AGAIN}."
-        )
-    length, pad = tokenizer.model_max_length, tokenizer.pad_token_id
-    if length != CLIP_TOKENS:
-        raise ModelError(f"The tokenizer in {folder} cuts texts at {length} tokens instead of {CLIP_TOKENS}: {AGAIN}.")
-    if vocab_size == CLIP_WORDS and pad != _PADS.get(folder.name, pad):
-        raise ModelError(
-            f"The tokenizer in {folder} fills short texts up with “{tokenizer.pad_token}”, but SDXL was trained with "
-            f"“{tokenizer.convert_ids_to_tokens(_PADS[folder.name])}”: {AGAIN}."
-        )
-    return tokenizer
+    return load.read_model(kind, folder, part, dtype)
 
 
 def check_scheduler(config: dict[str, Any], folder: Path) -> None:
@@ -120,24 +96,3 @@ def check_scheduler(config: dict[str, Any], folder: Path) -> None:
         raise ModelError(f"{folder / 'scheduler' / 'scheduler_config.json'} cannot be used: {AGAIN}.") from error
     if not known:
         raise ModelError(f"{folder / 'scheduler' / 'scheduler_config.json'} cannot be used: {AGAIN}.")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no warnings of the libraries meanwhile; our own checks speak instead."""
-    import diffusers.utils.logging as diffusers_log
-    import transformers.utils.logging as transformers_log
-
-    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in (diffusers_log, transformers_log)]
-    try:
-        for log, _, _ in before:
-            log.set_verbosity_error()
-            log.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, verbosity, bars in before:
-            log.set_verbosity(verbosity)
-            if bars:
-                log.enable_progress_bar()

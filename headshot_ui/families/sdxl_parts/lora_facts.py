@@ -11,24 +11,18 @@ import torch
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
+from headshot_ui.families.lora_parts.layers import commonest, told_apart
+from headshot_ui.families.lora_parts.origin import ForeignLora, made_for
+from headshot_ui.families.lora_parts.reading import check_kind, check_readable, read_tensors
+from headshot_ui.families.lora_parts.relatives import kind_of, rank_of
+from headshot_ui.families.lora_parts.writing import known_facts, plain_layers
 from headshot_ui.families.protocol import BaseInfo, LoraFacts
-from headshot_ui.families.sdxl_parts.files import read_json_file
 from headshot_ui.families.sdxl_parts.kinds import read_schedule
-from headshot_ui.families.sdxl_parts.load import quiet
-from headshot_ui.families.sdxl_parts.lora_file import (
-    Place,
-    check_kind,
-    check_readable,
-    commonest,
-    layout_of,
-    place_of,
-    read_lora_file,
-    read_tensors,
-    told_apart,
-)
+from headshot_ui.families.sdxl_parts.lora_file import OURS, Place, layout_of, place_of, read_lora_file
 from headshot_ui.families.sdxl_parts.lora_names import KOHYA, PARTS, TEXT_1, TEXT_2, UNET, Topology
-from headshot_ui.families.sdxl_parts.lora_origin import made_for
 from headshot_ui.families.sdxl_parts.lora_write import lora_bytes
+from headshot_ui.families.shared_parts.files import read_json_file
+from headshot_ui.families.shared_parts.load import quiet
 
 _FOLDERS = {UNET: "unet", TEXT_1: "text_encoder", TEXT_2: "text_encoder_2"}
 
@@ -39,39 +33,40 @@ def lora_facts(path: Path, family: str) -> LoraFacts:
     tensors, header = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_kind(path, header, shapes, family)
-    other = made_for(header, shapes)
+    other = made_for(header, shapes, OURS)
     stems: dict[str, str] = {}  # stem → part
-    ranks: dict[str, int] = {}
+    roles: dict[str, dict[str, torch.Tensor]] = {}  # the tensors of each
     alphas: dict[str, float] = {}
     for name, tensor in tensors.items():
         stem, role = told_apart(name)
         part = _part_of(stem)
         if part is None or not role:
             made = f"for {other}" if other else "for another kind of base model"
-            raise ModelError(f"{path} was made {made} (“{name}”), not for the family “{family}”: choose another LoRA.")
+            raise ForeignLora(f"{path} was made {made} (“{name}”), not for the family “{family}”: choose another LoRA.")
         stems[stem] = part
-        if role == "down":
-            ranks[stem] = int(tensor.shape[0])
-        elif role == "alpha":
+        roles.setdefault(stem, {})[role] = tensor
+        if role == "alpha":
             alphas[stem] = float(tensor)
     if other:
-        raise ModelError(f"{path} was made for {other}, not for the family “{family}”: choose another LoRA.")
+        raise ForeignLora(f"{path} was made for {other}, not for the family “{family}”: choose another LoRA.")
+    ranks = [rank for found in roles.values() if (rank := rank_of(found)) is not None]
     counts = {PARTS[part]: sum(found == part for found in stems.values()) for part in PARTS}
     return LoraFacts(
         family=family,
         layout=layout_of(shapes),
         modules={title: count for title, count in counts.items() if count},
-        rank=int(commonest(ranks.values())) if ranks else 0,
+        rank=int(commonest(ranks)) if ranks else 0,
         alpha=commonest(alphas.values()) if alphas else None,
-        one_rank=len(set(ranks.values())) <= 1 and len(set(alphas.values())) <= 1,
+        one_rank=len(set(ranks)) <= 1 and len(set(alphas.values())) <= 1,
         dtype=str(next(iter(tensors.values())).dtype).removeprefix("torch."),
         header=header,
+        kind=" and ".join(sorted({kind_of(found) for found in roles.values()})),
     )
 
 
 def _part_of(stem: str) -> str | None:
-    """Which part a stem (see ``lora_file.told_apart``) belongs to, by its beginning."""
-    beginnings = {**{f"{part}_": part for part in (UNET, TEXT_2, TEXT_1)}, "diffusion_model_": UNET}
+    """Which part a stem (see ``layers.told_apart``) belongs to, by its beginning."""
+    beginnings = {**{f"{part}_": part for part in (UNET, TEXT_2, TEXT_1)}, "diffusion_model_": UNET, "lycoris_": UNET}
     beginnings |= {prefix: part for part, prefix in KOHYA.items()}
     for beginning in sorted(beginnings, key=len, reverse=True):
         if stem.startswith(beginning):
@@ -91,16 +86,10 @@ def lora_in_layout(
     """See ``protocol.Family.lora_in_layout``."""
     place = place_in_files(info)
     file = read_lora_file(source, place, info.family)
-    known = {
-        **file.header,
-        **{name: text for name, text in facts.items() if text},
-        "family": info.family,
-        "prediction_type": str(read_schedule(info).get("prediction_type", "epsilon")),
-        "resolution": f"{info.size_px}x{info.size_px}",
-        "trained_rank": file.header.get("trained_rank", file.header.get("rank", "")),
-        "trained_alpha": file.header.get("trained_alpha", file.header.get("alpha", "")),
-    }
-    return lora_bytes(layout, file.layers, place.topology, known, title, dtype)
+    layers = plain_layers(file)
+    prediction = str(read_schedule(info).get("prediction_type", "epsilon"))
+    known = {**known_facts(file, facts, info), "prediction_type": prediction}
+    return lora_bytes(layout, layers, place.topology, known, title, dtype)
 
 
 def place_in_files(info: BaseInfo) -> Place:

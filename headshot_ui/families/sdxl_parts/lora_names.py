@@ -28,10 +28,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headshot_ui.families.lora_parts.layers import TEXT_MODEL, split
+
 UNET, TEXT_1, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 PARTS = {UNET: "UNet", TEXT_1: "first text encoder", TEXT_2: "second text encoder"}
 KOHYA = {UNET: "lora_unet_", TEXT_1: "lora_te1_", TEXT_2: "lora_te2_"}
-TEXT_MODEL = "text_model."
 
 _BLOCK = re.compile(
     r"(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)(.*)"
@@ -100,23 +101,11 @@ def kohya_stem(layer: str, topology: Topology) -> str | None:
     return None if there is None else KOHYA[part] + there.replace(".", "_")
 
 
-def split(layer: str) -> tuple[str, str]:
-    """Part and path of a layer."""
-    part, _, path = layer.partition(".")
-    return part, path
-
-
-def in_files(part: str, path: str) -> str:
-    """The name of a layer of a loaded module, whichever version of transformers built it."""
-    inside_text_model = part != UNET and path.startswith(("encoder.", "embeddings.", "final_layer_norm"))
-    return f"{part}.{TEXT_MODEL}{path}" if inside_text_model else f"{part}.{path}"
-
-
 def known_stems(layers: Iterable[str], topology: Topology) -> dict[str, str]:
     """What stands before ``.lora_down`` or ``.lora_A`` in files, dots as underscores, → layer.
 
-    Takes SGM's and diffusers' names, with the prefixes of kohya, diffusers and ComfyUI, and the text encoders with
-    and without ``text_model``.
+    Takes SGM's and diffusers' names, with the prefixes of kohya, diffusers, ComfyUI and LyCORIS by itself (the UNet's
+    only), and the text encoders with and without ``text_model``.
     """
     return {stem: layer for layer in layers for stem in _stems(layer, topology)}
 
@@ -126,7 +115,7 @@ def _stems(layer: str, topology: Topology) -> Iterator[str]:
     paths = {path, path.removeprefix(TEXT_MODEL)}
     prefixes = [KOHYA[part], f"{part}_"]
     if part == UNET:
-        prefixes.append("diffusion_model_")
+        prefixes += ["diffusion_model_", "lycoris_"]
         paths |= {there for there in (sgm_path(path, topology),) if there is not None}
     for prefix in prefixes:
         yield from (prefix + each.replace(".", "_") for each in paths)

@@ -14,7 +14,9 @@ import torch
 
 from headshot_ui.errors import ModelError
 from headshot_ui.families.protocol import TrainBatch
-from headshot_ui.families.sdxl_parts.denoise import predict, time_ids, to_model
+from headshot_ui.families.sdxl_parts.denoise import one_pass, time_ids
+
+EMBEDS = ("prompt_embeds", "pooled_prompt_embeds")
 
 
 def noise_schedule(scheduler_config: Mapping[str, Any]) -> Any:
@@ -29,8 +31,7 @@ def noise_schedule(scheduler_config: Mapping[str, Any]) -> Any:
     return schedule
 
 
-def training_loss(
-    unet: Any,
+def loss_inputs(
     schedule: Any,
     batch: TrainBatch,
     generator: torch.Generator,
@@ -38,27 +39,37 @@ def training_loss(
     prior_count: int = 0,
     prior_weight: float = 1.0,
     cell_px: int = 8,
-) -> torch.Tensor:
-    """Scalar float32 loss of one micro-batch. Draws noise, then timesteps, from the CPU ``generator``."""
+) -> dict[str, torch.Tensor]:
+    """What ``loss`` takes of one micro-batch, on the CPU. Draws noise, then timesteps, from the CPU ``generator``.
+
+    "noisy" and "target" (B, C, h, w), "timesteps" (B,) int64, "weights" (B,) that add errors up to the loss,
+    "time_ids" (B, 6) and the embeddings.
+    """
     latents = batch.latents.float()
     count = len(latents)
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.randint(0, schedule.config.num_train_timesteps, (count,), generator=generator)
-    on_device = timesteps.to(latents.device)
-    noisy = schedule.add_noise(latents, noise, on_device)
-    target_size = (latents.shape[-2] * cell_px, latents.shape[-1] * cell_px)
-    ids = time_ids(batch.original_sizes, batch.crops, target_size).to(unet.device, unet.dtype)
-    prediction = predict(unet, noisy, on_device, to_model(batch.embeds, unet), ids)
     is_velocity = schedule.config.prediction_type == "v_prediction"
-    target = schedule.get_velocity(latents, noise, on_device) if is_velocity else noise
-    errors: torch.Tensor = (prediction - target).square().mean(dim=(1, 2, 3))  # (B,)
-
+    target_size = (latents.shape[-2] * cell_px, latents.shape[-1] * cell_px)
     own = count - prior_count
-    weights = snr_weights(schedule, timesteps[:own], min_snr_gamma).to(errors.device)
-    loss = (errors[:own] * weights).mean()
-    if prior_count:
-        loss = loss + prior_weight * errors[own:].mean()
-    return loss
+    weights = snr_weights(schedule, timesteps[:own], min_snr_gamma) / own
+    return {
+        "noisy": schedule.add_noise(latents, noise, timesteps),
+        "target": schedule.get_velocity(latents, noise, timesteps) if is_velocity else noise,
+        "timesteps": timesteps,
+        "weights": torch.cat([weights, torch.full((prior_count,), prior_weight / max(prior_count, 1))]),
+        "time_ids": time_ids(batch.original_sizes, batch.crops, target_size),
+        **batch.embeds,
+    }
+
+
+def loss(unet: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Scalar float32 loss of what ``loss_inputs`` drew, which is on the device of the UNet."""
+    dtype = unet.dtype  # asked once: each time takes 5 ms
+    noisy, prompts, pooled, ids = (inputs[name].to(dtype) for name in ("noisy", *EMBEDS, "time_ids"))
+    prediction = one_pass(unet, noisy, inputs["timesteps"], prompts, pooled, ids)
+    errors = (prediction - inputs["target"]).square().mean(dim=(1, 2, 3))  # (B,)
+    return (errors * inputs["weights"]).sum()
 
 
 def snr_weights(schedule: Any, timesteps: torch.Tensor, gamma: float | None) -> torch.Tensor:

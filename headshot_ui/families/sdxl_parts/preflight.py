@@ -12,9 +12,11 @@ from typing import Any
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
 from headshot_ui.families.protocol import BaseInfo
-from headshot_ui.families.sdxl_parts.files import CLIP_TOKENS, check_files, read_json_file
+from headshot_ui.families.sdxl_parts.files import check_files
 from headshot_ui.families.sdxl_parts.kinds import BASE, NEEDS_SDXL, check_checkpoint
 from headshot_ui.families.sdxl_parts.refiner_files import SIZED_IDS, ids_count
+from headshot_ui.families.shared_parts.files import read_json_file
+from headshot_ui.families.shared_parts.words import check_words
 
 TEXT_TO_IMAGE = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")  # both are saved from the same parts
 #: How the classes of other pipelines begin or end, and what they are; the first that fits counts.
@@ -26,7 +28,6 @@ _OTHER_PIPELINES = (
     ("StableDiffusion", "Stable Diffusion 1 or 2, another family"),
     ("Flux", "FLUX, another family"),
 )
-_LEGACY_END = 2  # an old way to say "the token with the highest number", which transformers still minds
 
 
 def check_base(info: BaseInfo) -> None:
@@ -77,34 +78,3 @@ def _ids(unet: dict[str, Any], encoder: dict[str, Any]) -> int:
         return ids_count(unet, encoder["projection_dim"])
     except (KeyError, TypeError):
         return -1
-
-
-def check_words(folder: Path, suffix: str) -> None:
-    """Raise ModelError unless a tokenizer has the words, the length and the end mark of its text encoder."""
-    place = folder / f"tokenizer{suffix}"
-    encoder = read_json_file(folder / f"text_encoder{suffix}" / "config.json")
-    words, wanted = vocabulary_of(place), encoder.get("vocab_size")
-    if len(words) != wanted:
-        raise ModelError(
-            f"The tokenizer in {place} has {len(words)} words, but its text encoder knows {wanted}: {AGAIN}."
-        )
-    length = read_json_file(place / "tokenizer_config.json").get("model_max_length")
-    if length != CLIP_TOKENS or encoder.get("max_position_embeddings", CLIP_TOKENS) != CLIP_TOKENS:
-        raise ModelError(f"The tokenizer in {place} cuts texts at {length} tokens instead of {CLIP_TOKENS}: {AGAIN}.")
-    end = words.get("<|endoftext|>")
-    if end is None or encoder.get("eos_token_id", _LEGACY_END) not in (_LEGACY_END, end):
-        raise ModelError(f"The tokenizer in {place} marks the end of a text otherwise than its text encoder: {AGAIN}.")
-
-
-def vocabulary_of(tokenizer: Path) -> dict[str, int]:
-    """Token → number, from either kind of file. Raises ModelError for a damaged one."""
-    whole = tokenizer / "tokenizer.json"
-    try:
-        if whole.is_file():
-            data = read_json_file(whole)
-            added = {token["content"]: int(token["id"]) for token in data.get("added_tokens") or ()}
-            return {**data["model"]["vocab"], **added}
-        more = tokenizer / "added_tokens.json"
-        return read_json_file(tokenizer / "vocab.json") | (read_json_file(more) if more.is_file() else {})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{whole} is damaged: {AGAIN}.") from error

@@ -12,11 +12,11 @@ from headshot_ui.families import weight_places
 from headshot_ui.families.protocol import DenoiseStep, RefineRequest, RefinerInfo
 from headshot_ui.families.sdxl_parts import denoise
 from headshot_ui.families.sdxl_parts.kinds import read_schedule
-from headshot_ui.families.sdxl_parts.load import check_scheduler, quiet, read_model
+from headshot_ui.families.sdxl_parts.load import check_scheduler, read_model
 from headshot_ui.families.sdxl_parts.refiner_files import check_refiner_files
-from headshot_ui.families.sdxl_parts.source import stored_dtype
-from headshot_ui.memory import files_bytes, give_back, is_read_in_turns, total_ram_bytes
-from headshot_ui.swapping import forget_copies, move
+from headshot_ui.families.shared_parts.load import quiet, waiting_dtype
+from headshot_ui.memory import empty_cache, files_bytes, give_back, is_read_in_turns, total_ram_bytes
+from headshot_ui.swapping import forget_copies, move, send
 
 if TYPE_CHECKING:
     from headshot_ui.settings import Settings
@@ -65,10 +65,15 @@ class LoadedSdxlRefiner:
             return
         if self._frugal:
             self.shed()
-        if self.unet is not None and self.unet.device.type != "cpu":
+        if self.unet is not None:
             move(self.unet, "cpu")
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.device)
+
+    def expect(self, parts: frozenset[str], room: int) -> bool:
+        """See ``protocol.LoadedRefiner.expect``."""
+        if self.device != "cuda" or self._frugal or self._here or self.unet is None or not parts:
+            return False
+        return send(self.unet, self.device, room, self._dtype)
 
     def shed(self) -> None:
         """Main memory is short: have no weights there that are not used now, from now on."""
@@ -88,8 +93,9 @@ class LoadedSdxlRefiner:
             from diffusers import UNet2DConditionModel
 
             assert self._dtype is not None  # only what can be read again is dropped
-            mapped = self._frugal and self.device == "cuda"  # not copied: converted on its way to the card
-            dtype = stored_dtype(self.info, "unet", self._dtype) if mapped else self._dtype
+            dtype = self._dtype
+            if self.device == "cuda":  # mapped, not copied: converted on its way to the card
+                dtype = waiting_dtype(self.info, "unet", dtype, self._frugal)
             with quiet():
                 self.unet = read_model(UNet2DConditionModel, self.info.folder, "unet", dtype, self.info.checkpoint)
         return self.unet
@@ -97,5 +103,4 @@ class LoadedSdxlRefiner:
     def release(self) -> None:
         """Drop everything; the object is of no use afterwards."""
         self.__dict__.pop("unet", None)
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.device)

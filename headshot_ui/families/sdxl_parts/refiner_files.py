@@ -12,8 +12,8 @@ from typing import Any
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import AGAIN
 from headshot_ui.families.protocol import BaseInfo, RefinerFacts, RefinerInfo
-from headshot_ui.families.sdxl_parts.files import check_safetensors, read_json_file, weight_files
 from headshot_ui.families.sdxl_parts.kinds import REFINER, check_checkpoint, read_schedule
+from headshot_ui.families.shared_parts.files import check_safetensors, read_json_file, weight_files
 
 # Original size, crop and either an aesthetic score (as Stability's own refiner) or, like a base, the target size.
 SCORED_IDS, SIZED_IDS = 5, 6

@@ -1,7 +1,8 @@
 """One part of SDXL out of a single checkpoint in its original layout, by diffusers' own conversion.
 
 The file is mapped, not read: only the tensors of the part are touched, and those that are already in the wanted number
-format are never copied, so that a 7 GB checkpoint needs no 7 GB beside what is made of it.
+format are never copied. Others are changed a few at a time, after which their pages of the file are let go, so that a
+checkpoint takes hardly more memory than what is made of it (``benchmarks/checkpoint_memory.py`` measures that).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 
 from headshot_ui.errors import ModelError
-from headshot_ui.families.sdxl_parts.files import read_json_file
 from headshot_ui.families.sdxl_parts.kinds import BASE_PARTS
+from headshot_ui.families.shared_parts.files import read_json_file
+from headshot_ui.families.shared_parts.mapped import as_named_here, empty_model, filled, mapped_tensors
 
 _PREFIXES = dict(BASE_PARTS)
 GET_AGAIN = "get the complete checkpoint of this model again"
@@ -26,33 +28,13 @@ def read_part(kind: Any, checkpoint: Path, folder: Path, part: str, dtype: torch
     Raises ModelError naming the first tensor that is missing or of another shape.
     """
     config = read_json_file(folder / part / "config.json")
-    model = _empty(kind, config)
+    model = empty_model(kind, config)
     try:
-        state = _converted(_tensors(checkpoint, _PREFIXES[part]), model, config, part)
+        state = _converted(mapped_tensors(checkpoint, _PREFIXES[part], dtype), model, config, part)
     except Exception as error:  # the conversions raise whatever an absent tensor leads to
         raise ModelError(f"The {part} in {checkpoint} cannot be read: {GET_AGAIN}.") from error
     _check_shapes(model, state, checkpoint, part)
-    with torch.no_grad():
-        # Each is changed by itself and the stored one let go, so that never two copies of the whole part are there.
-        model.load_state_dict({name: state.pop(name).to(dtype) for name in list(state)}, strict=False, assign=True)
-    return model
-
-
-def _empty(kind: Any, config: dict[str, Any]) -> Any:
-    """The model without memory for its weights; buffers, which are in no file, are real."""
-    from accelerate import init_empty_weights
-    from transformers import CLIPTextConfig, PreTrainedModel
-
-    with init_empty_weights():
-        return kind(CLIPTextConfig(**config)) if issubclass(kind, PreTrainedModel) else kind.from_config(config)
-
-
-def _tensors(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with ``prefix``, mapped from the file."""
-    from safetensors import safe_open
-
-    with safe_open(checkpoint, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    return filled(model, state, dtype)
 
 
 def _converted(tensors: dict[str, torch.Tensor], model: Any, config: dict[str, Any], part: str) -> dict[str, Any]:
@@ -68,9 +50,7 @@ def _converted(tensors: dict[str, torch.Tensor], model: Any, config: dict[str, A
     else:
         state = diffusers_names.convert_open_clip_checkpoint(model, tensors, prefix=f"{_PREFIXES[part]}model.")
     wanted = model.state_dict()
-    # transformers 5 says "encoder.…" where checkpoints say "text_model.encoder.…", but for encoders with a projection.
-    if part == "text_encoder" and not any(name.startswith("text_model.") for name in wanted):
-        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    state = as_named_here(state, wanted)
     return {name: tensor for name, tensor in state.items() if name in wanted and tensor is not None}
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headshot_ui.families import weight_places
-from headshot_ui.families.sdxl_parts.files import SAFE_VAE, check_safetensors, read_json_file, weight_files
-from headshot_ui.families.sdxl_parts.load import quiet, read_model
-from headshot_ui.memory import FilePart, files_bytes, is_read_in_turns, read_header, total_ram_bytes
+from headshot_ui.families.protocol import OtherVae
+from headshot_ui.families.sdxl_parts.files import SAFE_VAE
+from headshot_ui.families.sdxl_parts.load import read_model
+from headshot_ui.families.shared_parts.files import check_safetensors, read_json_file, weight_files
+from headshot_ui.families.shared_parts.load import quiet, waiting_dtype
+from headshot_ui.memory import files_bytes, is_read_in_turns, total_ram_bytes
 
 if TYPE_CHECKING:
-    from headshot_ui.families.protocol import BaseInfo, RefinerInfo
+    from headshot_ui.families.protocol import BaseInfo
     from headshot_ui.settings import Settings
 
 #: Entries of a VAE's config that decide what latents mean; equal ones can stand in for each other.
@@ -23,7 +26,6 @@ _SAME_LATENTS = (
     *("block_out_channels", "latent_channels", "scaling_factor"),
     *("shift_factor", "latents_mean", "latents_std"),
 )
-_STORED = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Source:
         """The modules of "text", "vae" or "denoiser", in main memory. Raises ModelError.
 
         In their own number format, else (``as_stored``) in that of their files: then they are mapped and not copied,
-        and are to be converted on their way to a card.
+        and are to be converted on their way to a card. See ``load.waiting_dtype`` for when they are not.
         """
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -65,7 +67,9 @@ class Source:
         }
         place, wanted = self._place_of(part), self.dtype_of(part)
         with quiet():
-            dtypes = [stored_dtype(place, name, wanted) if as_stored else wanted for _, name in kinds[part]]
+            dtypes = [
+                waiting_dtype(place, name, wanted, self.in_turns) if as_stored else wanted for _, name in kinds[part]
+            ]
             modules = tuple(
                 read_model(kind, place.folder, name, dtype, place.checkpoint)
                 for (kind, name), dtype in zip(kinds[part], dtypes, strict=True)
@@ -75,12 +79,27 @@ class Source:
             modules[0].to(memory_format=torch.channels_last)
         return modules
 
+    def files(self, part: str) -> tuple[Path, ...]:
+        """Those with the weights of a part, as for ``read``. Raises ModelError."""
+        place = self._place_of(part)
+        if place.checkpoint is not None:
+            return (place.checkpoint,)
+        names = {"text": ("text_encoder", "text_encoder_2"), "vae": (self._vae_name,), "denoiser": ("unet",)}[part]
+        return tuple(path for name in names for path in weight_files(place.folder, name))
+
     def dtype_of(self, part: str) -> torch.dtype:
         return self.vae_dtype if part == "vae" else self.dtype
 
     @property
     def vae_config(self) -> dict[str, Any]:
         return read_json_file(self.vae_folder / self._vae_name / "config.json")
+
+    @property
+    def other_vae(self) -> OtherVae | None:
+        """See ``protocol.LoadedBase.other_vae``."""
+        if self.vae_folder == self.info.folder:
+            return None
+        return OtherVae(SAFE_VAE, weight_files(self.vae_folder, SAFE_VAE))
 
     @property
     def _vae_name(self) -> str:
@@ -98,8 +117,8 @@ def choose_vae(folder: Path, settings: Settings) -> tuple[Path, torch.dtype]:
 
     A VAE whose config asks for it (as SDXL's own) computes in float32. In float16 it overflows to black pictures, so
     there the safe VAE takes its place, where it is installed: half the memory and time. In bfloat16 it would not
-    overflow, but that format has 8 bits for values that become 8 bits of colour after thirty layers of rounding:
-    float32 costs a second per picture, and where the card has no room for it, it decodes in tiles.
+    overflow, but photos are read with it too, and training learns from what it makes of them: its weights stay in
+    float32, and only pictures are decoded in bfloat16 (``pictures.decode_latents``).
     """
     config = read_json_file(folder / "vae" / "config.json")
     dtype = getattr(torch, settings.dtype)
@@ -121,14 +140,3 @@ def _safe_vae_fits(config: dict[str, Any], models_dir: Path) -> bool:
     for path in weight_files(models_dir, SAFE_VAE):
         check_safetensors(path)
     return all(safe.get(name) == config.get(name) for name in _SAME_LATENTS)
-
-
-def stored_dtype(info: BaseInfo | RefinerInfo, part: str, wanted: torch.dtype) -> torch.dtype:
-    """The number format in which a part is stored; ``wanted`` where there are several."""
-    if info.checkpoint is None:
-        kinds = {tensor.dtype for path in weight_files(info.folder, part) for tensor in read_header(path)}
-    else:
-        prefix = dict(info.checkpoint_parts)[part]
-        kinds = {tensor.dtype for tensor in FilePart(info.checkpoint, part, prefix).tensors()}
-    kinds -= {"I64", "I32"}
-    return _STORED.get(kinds.pop(), wanted) if len(kinds) == 1 else wanted

@@ -13,7 +13,7 @@ from headshot_ui.prove.checks.drawing import (
 from headshot_ui.prove.checks.finishing import check_ensemble, check_img2img, check_restoration
 from headshot_ui.prove.checks.learning import check_loss, check_photos, check_training
 from headshot_ui.prove.checks.machine import check_device, check_files, check_memory, check_swap
-from headshot_ui.prove.checks.reading_back import check_read_back
+from headshot_ui.prove.checks.reading_back import check_other_programs, check_read_back
 from headshot_ui.prove.findings import Check
 
 ALL: tuple[Check, ...] = (
@@ -33,6 +33,7 @@ ALL: tuple[Check, ...] = (
     Check("refiner-img2img", "the refiner draws over", check_img2img, ("pictures", "training")),
     Check("restoration", "a face is restored", check_restoration),
     Check("likeness", "likeness is measured", check_likeness, ("pictures", "training")),
+    Check("other-programs", "the LoRA for other programs is the same", check_other_programs, ("repeats", "training")),
     Check("read-back", "diffusers reads the LoRA with the same effect", check_read_back, ("repeats", "training")),
     Check("memory", "memory is given back", check_memory, ("device",)),
 )  # fmt: skip

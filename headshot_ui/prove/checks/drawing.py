@@ -62,7 +62,7 @@ def check_lora_off(bench: Bench) -> Finding:
     assert bench.bare is not None and bench.latents is not None
     on = bench.with_lora()
     with bench.shop.loaded(bench.info) as loaded:
-        loaded.keep(frozenset({"denoiser"}))
+        bench.make_ready(loaded)
         off = bench.few_steps(loaded, bench.latents.embeds, bench.latents.negative)
     again = run_generate(bench.shop, bench.plan.generate(), bench.job)
     moved, residue = (float((x - bench.latents.without).abs().max()) for x in (on, off))

@@ -33,6 +33,8 @@ def check_refiner(bench: Bench, way: str) -> Finding:
     """The refiner changes the pictures, and they stay pictures."""
     from headshot_ui import families
 
+    if not families.abilities(bench.info).takes_refiner:
+        return not_possible("base models of this family have no refiner")
     try:
         refiner = families.find_refiner(None, bench.info, bench.shop.settings)
     except ModelError as error:

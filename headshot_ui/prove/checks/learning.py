@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,12 @@ from headshot_ui.engine_runners import run_train
 from headshot_ui.forecast import DOING
 from headshot_ui.prove.findings import Finding, fails, holds, not_possible
 from headshot_ui.runs import load_run
+from headshot_ui.specs import NONE
 from headshot_ui.wording import format_seconds
 
 if TYPE_CHECKING:
+    import torch
+
     from headshot_ui.families.protocol import LoadedBase
     from headshot_ui.prove.bench import Bench
 
@@ -56,8 +59,9 @@ def check_training(bench: Bench) -> Finding:
     bench.trained = run_train(bench.shop, bench.plan.train(bench.info.defaults.rank), bench.job)
     pace = bench.clock.seconds_per_step("Training")
     told = f"{bench.trained.steps} steps in {format_seconds(bench.trained.seconds)}"
-    if load_run(bench.trained.run_dir).spec.gradient_checkpointing:
-        told += " with gradient checkpointing"
+    level = load_run(bench.trained.run_dir).spec.gradient_checkpointing
+    if level != NONE:
+        told += f" with {level} gradient checkpointing"
     return holds(f"{told}, {pace:.2f} s each", seconds_per_training_step=pace) if pace else holds(told)
 
 
@@ -69,8 +73,9 @@ def check_loss(bench: Bench) -> Finding:
     if bench.plan.amounts.warming_up:
         return not_possible(f"{bench.plan.amounts.train_steps} steps are too few to move it: use more with --steps")
     with bench.shop.loaded(bench.info) as loaded:
-        loaded.keep(frozenset({"denoiser"}))
         loaded.use_loras([(bench.lora, 1.0)])
+        bench.make_fit(loaded, _draws(bench))
+        loaded.keep(frozenset({"denoiser"}))
         after = fixed_losses(bench, loaded)
     first, last = _mean(bench.losses), _mean(after)
     fell = sum(late < early for early, late in zip(bench.losses, after, strict=True))
@@ -96,6 +101,7 @@ def _fix_items(bench: Bench, loaded: LoadedBase) -> None:
     assert bench.dataset is not None
     photos = training_photos(bench.dataset)[: bench.plan.amounts.fixed_items]
     few = replace(bench.dataset, photos=photos)
+    bench.make_fit(loaded, len(photos) * bench.plan.amounts.fixed_draws)
     loaded.keep(frozenset({"text"}))
     texts = encode_texts(loaded, ["", *(photo.caption for photo in photos)], bench.job.report)
     loaded.keep(frozenset({"vae"}))
@@ -107,19 +113,32 @@ def fixed_losses(bench: Bench, loaded: LoadedBase) -> list[float]:
     """The loss of each fixed photo under each of its fixed noises and timesteps, by the model as it is now."""
     import torch
 
-    from headshot_ui.training.cache import make_batch
-
-    total = len(bench.items) * bench.plan.amounts.fixed_draws
     device = torch.device(bench.shop.settings.device)
+    total = _draws(bench)
+    loaded.prepare_for([_inputs(bench, loaded, number) for number in range(total)])
     losses = []
     for number in range(total):
         bench.job.report(MEASURING, number, total)
-        item = bench.items[number % len(bench.items)]
-        batch = make_batch([item], [False], item.embeds, device)
+        inputs = _inputs(bench, loaded, number)
         with torch.no_grad():
-            loss = loaded.training_loss(batch, torch.Generator().manual_seed(1000 + number), None)
+            loss = loaded.loss({name: tensor.to(device) for name, tensor in inputs.items()})
         losses.append(float(loss))
     return losses
+
+
+def _draws(bench: Bench) -> int:
+    return len(bench.items) * bench.plan.amounts.fixed_draws
+
+
+def _inputs(bench: Bench, loaded: LoadedBase, number: int) -> Mapping[str, torch.Tensor]:
+    """Of the fixed photo, noise and timestep of this number; the same every time."""
+    import torch
+
+    from headshot_ui.training.cache import make_batch
+
+    item = bench.items[number % len(bench.items)]
+    batch = make_batch([item], [False], item.embeds)
+    return loaded.loss_inputs(batch, torch.Generator().manual_seed(1000 + number), None)
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headshot_ui.downloads.records import recorded_hashes
 from headshot_ui.errors import ModelError
 from headshot_ui.families.bases import all_weights, weights_fault
+from headshot_ui.gguf_files import SUFFIX
 from headshot_ui.prove.findings import Finding, fails, holds, not_possible
+from headshot_ui.restoration.weights import read_state
 from headshot_ui.store import readable_bytes, sha256_of
 
 if TYPE_CHECKING:
@@ -32,14 +34,14 @@ def check_files(bench: Bench) -> Finding:
     """Every weight file is as long as it says, holds finite numbers, and is what was downloaded."""
     models: list[BaseInfo | RefinerInfo] = [bench.info, *_refiners(bench)]
     files = [path for info in models for path in all_weights(info)]
-    files += [path for path in _restorer_files(bench) if path.suffix == ".safetensors"]
+    files += _network_files(bench)
     if not files:
         return fails("there are no weight files", "Get the model again.")
     total, known = 0, recorded_hashes(bench.shop.settings)
     for number, path in enumerate(files):
         bench.job.report(CHECKING, number, len(files))
         name = f"{path.parent.name}/{path.name}"
-        fault = weights_fault(path) or _broken_numbers(path)
+        fault = _fault(path)
         if fault:
             return fails(f"{name}: {fault}", AGAIN)
         if path in known and sha256_of(path) != known[path]:
@@ -47,13 +49,21 @@ def check_files(bench: Bench) -> Finding:
         total += path.stat().st_size
     checked = sum(path in known for path in files)
     told = f", {checked} with the SHA-256 they were downloaded with" if checked else ""
-    return holds(f"{len(files)} files, {readable_bytes(total)}: whole, every number finite{told}")
+    packed = ", GGUF by its length only" if any(path.suffix.lower() == SUFFIX for path in files) else ""
+    return holds(f"{len(files)} files, {readable_bytes(total)}: whole, every number finite{packed}{told}")
 
 
-def _restorer_files(bench: Bench) -> list[Path]:
+def _network_files(bench: Bench) -> list[Path]:
+    """The networks that restore and enlarge, and that find, tell apart and outline faces, of those that are there."""
+    from headshot_ui.dataset.detector import find_weights
+    from headshot_ui.recognisers import all_recognisers
+    from headshot_ui.restoration import parser, upscale
+
     settings = bench.shop.settings
-    restorers = bench.shop.parts.all_restorers().values()
-    return [restorer.weights(settings) for restorer in restorers if not restorer.missing(settings)]
+    files: list[Path | None] = [one.weights(settings) for one in bench.shop.parts.all_restorers().values()]
+    files += [*find_weights(settings), *(one.weights(settings) for one in all_recognisers())]
+    files += [parser.weights(settings), *(upscale.weights(factor, settings) for factor in (2, 4))]
+    return [path for path in dict.fromkeys(files) if path is not None and path.is_file()]
 
 
 def _refiners(bench: Bench) -> list[RefinerInfo]:
@@ -65,6 +75,22 @@ def _refiners(bench: Bench) -> list[RefinerInfo]:
         return []
 
 
+def _fault(path: Path) -> str:
+    """What is wrong with a weight file, in a few words; "" when all is well."""
+    if path.suffix.lower() == SUFFIX:
+        return weights_fault(path)
+    if path.suffix == ".safetensors":
+        return weights_fault(path) or _broken_numbers(path)
+    try:
+        tensors = _tensors_in(read_state(path, path.stem))
+        return next((_NONE.format(name) for name, tensor in tensors if not _finite(tensor)), "")
+    except ModelError:
+        return "damaged"
+
+
+_NONE = "“{}” holds numbers that are none"
+
+
 def _broken_numbers(path: Path) -> str:
     """A few words when a number is none, or a matrix is nothing but zeros (a hole in the file); "" when all is well."""
     from safetensors import safe_open
@@ -72,11 +98,24 @@ def _broken_numbers(path: Path) -> str:
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
             tensor = file.get_tensor(name)
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                return f"“{name}” holds numbers that are none"
+            if not _finite(tensor):
+                return _NONE.format(name)
             if tensor.ndim > 1 and tensor.is_floating_point() and not bool(tensor.any()):
                 return f"“{name}” is nothing but zeros"
     return ""
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _tensors_in(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Those of a .pth file, in which they may lie deeper. Its zip archive has checksums, so holes are found at once."""
+    for key, entry in state.items():
+        if isinstance(entry, dict):
+            yield from _tensors_in(entry, f"{name}{key}.")
+        elif hasattr(entry, "is_floating_point"):
+            yield f"{name}{key}", entry
 
 
 # --- device -------------------------------------------------------------------------------------------
@@ -109,7 +148,7 @@ def check_swap(bench: Bench) -> Finding:
     assert bench.latents is not None
     latents = bench.latents
     with bench.shop.loaded(bench.info) as loaded:
-        loaded.keep(frozenset({"denoiser"}))
+        bench.make_ready(loaded)
         turns: tuple[frozenset[str], ...] = (frozenset(), frozenset({"denoiser"})) * 2
         seconds = [_timed(partial(loaded.keep, parts)) for parts in turns]
         after = bench.few_steps(loaded, latents.embeds, latents.negative)

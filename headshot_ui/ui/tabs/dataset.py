@@ -14,9 +14,9 @@ import gradio as gr
 from headshot_ui import families
 from headshot_ui.errors import HeadshotError, SpecError
 from headshot_ui.families.protocol import BaseInfo
-from headshot_ui.specs import Spec
+from headshot_ui.specs import AUTOMATIC, PHRASE, Spec
 from headshot_ui.store import Store
-from headshot_ui.ui import templates
+from headshot_ui.ui import changing_choices, templates
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.outcomes import count_of
@@ -25,10 +25,17 @@ from headshot_ui.ui.request import headshots_request, person_name, prepare_reque
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged, problem
 from headshot_ui.ui.tabs.dataset_editor import Editor, editor_layout, wire_editor
 from headshot_ui.ui.thumbnails import PHOTO_ENDINGS, data_uri
+from headshot_ui.usual_base import about_base, usual_base
 
 CHOSEN_SHOWN, CHOSEN_PX = 24, 96
 DEMO_PERSON, DEMO_PHOTOS, DEMO_FOLDER = "demo-robin", "demo/people/robin", "demo-photos"
 CHECK, CHECKING = "Check my photos", "Checking …"
+CAPTION_CHOICES = [("A fixed phrase", PHRASE), ("Described automatically", AUTOMATIC)]
+CAPTIONS_LABEL = "What is said of each photo"
+CAPTIONS_HELP = (
+    "Described: clothes, light and background in words, never the face; needs Florence-2 from Models. What you changed "
+    "by hand stays."
+)
 WHOLE, MAKING = "Make my headshots", "Making headshots …"
 
 
@@ -42,6 +49,7 @@ class _Parts:
     base: gr.Dropdown
     base_note: gr.HTML
     base_problem: gr.HTML
+    captions: gr.Radio
     check: gr.Button
     whole: gr.Button
     problem: gr.HTML
@@ -55,7 +63,7 @@ class _Parts:
 def build(shell: Shell) -> Tab:
     """The tab; see ``ui/tab.py``."""
     bases = list(families.all_bases(shell.settings))
-    parts = _layout(bases)
+    parts = _layout(bases, shell)
     store = Store(shell.settings)
     _wire_choosing(parts, shell, bases)
     _wire_jobs(parts, shell, store)
@@ -76,7 +84,8 @@ def build(shell: Shell) -> Tab:
 
 
 # --- layout -----------------------------------------------------------------------------------------
-def _layout(bases: Sequence[BaseInfo]) -> _Parts:
+def _layout(bases: Sequence[BaseInfo], shell: Shell) -> _Parts:
+    usual = usual_base(bases, shell.settings)
     with gr.Column(elem_id="checked", elem_classes="hs-card", visible=False) as checked:
         count = safe_html({"count": ""}, html_template=templates.PHOTO_COUNT, elem_id="photo-count")
         with gr.Row(elem_classes="hs-columns hs-photos-row"):
@@ -94,13 +103,15 @@ def _layout(bases: Sequence[BaseInfo]) -> _Parts:
             photos_problem = problem("photos-problem")
             demo = gr.Button("Use the demo photos", size="sm", elem_id="demo", elem_classes="hs-plain")
             kept = gr.Checkbox(True, label="Also use the photos kept from before", elem_id="kept", visible=False)
-            base = gr.Dropdown(
-                [(info.title, info.id) for info in bases], value=bases[0].id if bases else None, label="Base model",
-                elem_id="base", filterable=False,
+            base = changing_choices.dropdown(
+                choices=[(info.title, info.id) for info in bases], value=usual.id if usual else None,
+                label="Base model", elem_id="base", filterable=False,
             )  # fmt: skip
-            base_note = safe_html({"text": _note(bases, bases[0].id if bases else "")}, html_template=templates.NOTE,
+            base_note = safe_html({"text": about_base(usual, bases, shell.settings)}, html_template=templates.NOTE,
                                 elem_id="base-note")  # fmt: skip
             base_problem = problem("base-problem")
+            captions = gr.Radio(CAPTION_CHOICES, value=PHRASE, label=CAPTIONS_LABEL, info=CAPTIONS_HELP,
+                                elem_id="captions")  # fmt: skip
             with gr.Row(elem_classes="hs-actions"):
                 check = gr.Button(CHECK, variant="primary", size="lg", elem_id="check", min_width=200)
                 whole = gr.Button(WHOLE, size="lg", elem_id="whole", elem_classes="hs-plain", min_width=200)
@@ -108,20 +119,22 @@ def _layout(bases: Sequence[BaseInfo]) -> _Parts:
             start_problem = problem("start-problem")
         with gr.Column(scale=2, min_width=260):
             safe_html({}, html_template=templates.HOW)
-    return _Parts(files, chosen, photos_problem, kept, demo, base, base_note, base_problem, check, whole,
+    return _Parts(files, chosen, photos_problem, kept, demo, base, base_note, base_problem, captions, check, whole,
                   start_problem, checked, count, grid, editor, onward)  # fmt: skip
 
 
-def _note(bases: Sequence[BaseInfo], base_id: str) -> str:
-    return next((info.note for info in bases if info.id == base_id), "No base model was found.")
-
-
 def _wire_installed(parts: _Parts, shell: Shell, bases: list[BaseInfo]) -> None:
-    def other_models(chosen: str | None) -> gr.Dropdown:
-        bases[:] = families.all_bases(shell.settings)
-        return base_dropdown(bases, chosen)
+    first = usual_base(bases, shell.settings)
+    before = gr.State(first.id if first else "")  # the usual one when this browser was last told
 
-    shell.installed.change(other_models, parts.base, parts.base, **QUIET)
+    def other_models(chosen: str | None, before: str) -> list[Any]:
+        """Who left the choice at the usual one goes on with what is usual now."""
+        bases[:] = families.all_bases(shell.settings)
+        usual = usual_base(bases, shell.settings)
+        now = usual.id if usual else ""
+        return [base_dropdown(bases, now if chosen == before else chosen, usual), now]
+
+    shell.installed.change(other_models, [parts.base, before], [parts.base, before], **QUIET)
 
 
 # --- choosing photos --------------------------------------------------------------------------------
@@ -137,7 +150,8 @@ def _wire_choosing(parts: _Parts, shell: Shell, bases: Sequence[BaseInfo]) -> No
         target.mkdir(parents=True, exist_ok=True)
         copies = [str(shutil.copy2(path, target / path.name)) for path in found]
         drawn = next((info.id for info in bases if info.demo), gr.skip())
-        person = gr.Dropdown(choices=shell.live.people(DEMO_PERSON), value=DEMO_PERSON)
+        shell.live.welcome(DEMO_PERSON)
+        person = gr.Dropdown(choices=shell.live.people(), value=DEMO_PERSON)
         return [person, copies, drawn, {"text": ""}]
 
     parts.demo.click(demo_photos, None, [shell.person, parts.files, parts.base, parts.photos_problem], **QUIET)
@@ -154,8 +168,9 @@ def _wire_choosing(parts: _Parts, shell: Shell, bases: Sequence[BaseInfo]) -> No
 
     shell.person.change(other_person, [shell.person, parts.files, files_of], [parts.files, files_of], **QUIET)
     parts.base.change(
-        lambda base: [{"text": _note(bases, base)}, {"text": ""}], parts.base, [parts.base_note, parts.base_problem],
-        **QUIET,
+        lambda base: [{"text": about_base(next((info for info in bases if info.id == base), None), bases,
+                                          shell.settings)}, {"text": ""}],
+        parts.base, [parts.base_note, parts.base_problem], **QUIET,
     )  # fmt: skip
 
 
@@ -180,22 +195,24 @@ def _wire_jobs(parts: _Parts, shell: Shell, store: Store) -> None:
     places = ("person", "photos", "base", "")
 
     def start(kind: str, make: Callable[..., Spec], person: str | None, typed: str, files: list[str] | None, kept: bool,
-              base: str | None) -> list[Any]:  # fmt: skip
+              base: str | None, captions: str | None) -> list[Any]:  # fmt: skip
         problems = dict.fromkeys(places, "")
         chosen: Any = gr.skip()
         try:
             name = person or person_name(typed or "")
-            chosen = gr.Dropdown(choices=shell.live.people(name), value=name)
+            shell.live.welcome(name)
+            chosen = gr.Dropdown(choices=shell.live.people(), value=name)
             # While it runs the list of kept photos grows, so a second click would be another request.
             if not any(job.snapshot.kind == kind for job in shell.live.unfinished(name)):
-                shell.live.submit(make(name, _photos_of(store, name, files or [], kept), base or ""))
+                photos = _photos_of(store, name, files or [], kept)
+                shell.live.submit(make(name, photos, base or "", captions or PHRASE))
         except SpecError as error:
             problems[error.field if error.field in places else ""] = str(error)
         except HeadshotError as error:
             problems[""] = str(error)
         return [*({"text": text} for text in problems.values()), chosen, nudged()]
 
-    fields = [shell.person, shell.new_name, parts.files, parts.kept, parts.base]
+    fields = [shell.person, shell.new_name, parts.files, parts.kept, parts.base, parts.captions]
     outputs = [shell.name_problem, parts.photos_problem, parts.base_problem, parts.problem, shell.person, shell.nudge]
     parts.check.click(partial(start, "prepare", prepare_request), fields, outputs, **CLICK)
     parts.whole.click(partial(start, "headshots", headshots_request), fields, outputs, **CLICK)

@@ -23,6 +23,7 @@ from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.picture_sets import empty_bins, sets_mark
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged
 from headshot_ui.ui.tiles import Tile
+from headshot_ui.usual_base import about_base, usual_base
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import BaseInfo
@@ -55,10 +56,10 @@ def build(shell: Shell) -> Tab:
     store = Store(shell.settings)
     for person in store.people():
         empty_bins(store, person)
-    first = bases[0] if bases else None
+    first = usual_base(bases, shell.settings)
     choice = generate_request.refine_choice(first, shell.settings) if first else None
     tiles = _tiles(shell)
-    form = generate_form.layout(bases, tiles, choice)
+    form = generate_form.layout(bases, first, tiles, choice)
     results = headshot_results.layout()
     _wire_form(form, shell, bases, store)
     _wire_installed(form, shell, bases)
@@ -75,7 +76,8 @@ def _wire_installed(form: Form, shell: Shell, bases: list[BaseInfo]) -> None:
 
     def other_models(chosen: str | None) -> list[Any]:
         bases[:] = families.all_bases(shell.settings)
-        return [base_dropdown(bases, chosen), *_refine_values(_info(bases, chosen), shell)]
+        usual = usual_base(bases, shell.settings)
+        return [base_dropdown(bases, chosen, usual), *_refine_values(_info(bases, chosen), shell)]
 
     base = form.fields["base"]
     shell.installed.change(other_models, base, [base, form.fields["refine"], form.refine_note], **QUIET)
@@ -123,8 +125,9 @@ def _wire_form(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store
         info = _info(bases, base)
         choices = _lora_choices(store, person or "", base)
         lora = generate_form.lora_values(choices, LATEST, person or "")
-        note = {"text": info.note if info else ""}
-        return [note, *_refine_values(info, shell), *lora, *generate_form.placeholder_values(info)]
+        note = {"text": about_base(info, bases, shell.settings)}
+        return [note, *_refine_values(info, shell), *lora, *generate_form.placeholder_values(info),
+                *generate_form.guided_values(info)]
 
     def use_run(chosen: tuple[str, str] | None, person: str | None, base: str | None) -> list[Any]:
         if not chosen or chosen[0] != person:
@@ -133,7 +136,7 @@ def _wire_form(form: Form, shell: Shell, bases: Sequence[BaseInfo], store: Store
 
     fields = form.fields
     of_base = [form.base_note, fields["refine"], form.refine_note, *_lora_outputs(form),
-               *(fields[name] for name in generate_form.USUAL)]  # fmt: skip
+               *(fields[name] for name in (*generate_form.USUAL, *generate_form.GUIDED))]  # fmt: skip
     form.draw.click(draw, [shell.person, *form.inputs], [*form.all_problems, shell.nudge], **SENDS)
     gr.on(
         [*(field.change for field in form.inputs), shell.person.change],
@@ -217,7 +220,7 @@ def _use(spec: Any, bases: Sequence[BaseInfo], tiles: Sequence[Tile]) -> list[An
 def _refresh(
     shell: Shell, store: Store, bases: Sequence[BaseInfo], person: str, seen: Mark | None
 ) -> tuple[list[Any], Mark] | None:
-    base = generate_request.base_of(store, person, [info.id for info in bases])
+    base = generate_request.base_of(store, person, bases)
     runs = generate_request.usable_runs(store, person, base)
     drawing, preview = _drawing(shell, person)
     mark = Mark(person, tuple((run.name, run.state, run.step) for run in runs), sets_mark(store, person), drawing,

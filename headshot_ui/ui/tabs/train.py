@@ -10,16 +10,18 @@ from typing import Any
 import gradio as gr
 
 from headshot_ui import families
+from headshot_ui.dataset.saved import prepared_base
 from headshot_ui.errors import HeadshotError, SpecError
-from headshot_ui.families.protocol import BaseDefaults, BaseInfo
+from headshot_ui.families.protocol import Abilities, BaseDefaults, BaseInfo
 from headshot_ui.recipes import DEFAULT, Recipe, load_recipes
 from headshot_ui.store import Store
-from headshot_ui.ui import templates
+from headshot_ui.ui import changing_choices, templates
+from headshot_ui.ui.abilities import abilities_of
 from headshot_ui.ui.export_box import LATEST_WINS
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.models_panel import base_dropdown
 from headshot_ui.ui.page_js import SHOW_TRAINING
-from headshot_ui.ui.photos import base_of, photos_of, state_of
+from headshot_ui.ui.photos import photos_of, state_of
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, Tab, nudged, problem
 from headshot_ui.ui.tabs.train_runs import Runs, runs_layout, runs_mark, runs_values, wire_runs
 from headshot_ui.ui.train_values import (
@@ -28,11 +30,14 @@ from headshot_ui.ui.train_values import (
     filled_by,
     is_typed,
     length_choices,
+    means_anything,
     placeholder,
     plan_lines,
     recipe_choices,
     train_request,
 )
+from headshot_ui.usual_base import usual_base
+from headshot_ui.wording import licence_comes_with
 
 NO_PHOTOS = {"title": "No checked photos yet",
              "text": "Training learns from checked photos. Add and check them on the first tab."}  # fmt: skip
@@ -66,7 +71,7 @@ def build(shell: Shell) -> Tab:
     bases = {info.id: info for info in families.all_bases(shell.settings)}
     store = Store(shell.settings)
     recipes = _recipes(shell)
-    parts = _layout(bases, recipes)
+    parts = _layout(bases, recipes, usual_base(tuple(bases.values()), shell.settings))
     _wire(parts, shell, store, bases, recipes)
     steps = {base: info.defaults.train_steps for base, info in bases.items()}
     wire_runs(parts.runs, shell, store, steps)
@@ -82,7 +87,8 @@ def _wire_installed(parts: _Parts, shell: Shell, bases: dict[str, BaseInfo], ste
         bases.update(found)
         for gone in set(bases) - set(found):
             del bases[gone]
-        return base_dropdown(tuple(found.values()), chosen, visible=len(found) > 1)
+        every = tuple(found.values())
+        return base_dropdown(every, chosen, usual_base(every, shell.settings), visible=len(found) > 1)
 
     shell.installed.change(other_models, parts.base, parts.base, **QUIET)
 
@@ -96,23 +102,24 @@ def _recipes(shell: Shell) -> dict[str, Recipe]:
 
 
 # --- layout -----------------------------------------------------------------------------------------
-def _layout(bases: dict[str, BaseInfo], recipes: dict[str, Recipe]) -> _Parts:
-    first = next(iter(bases.values()), None)
-    defaults = first.defaults if first else None
+def _layout(bases: dict[str, BaseInfo], recipes: dict[str, Recipe], first: BaseInfo | None) -> _Parts:
+    defaults, can = first.defaults if first else None, abilities_of(first)
     with gr.Column(elem_classes="hs-card", elem_id="train-empty") as empty:
         safe_html(NO_PHOTOS, html_template=templates.EMPTY)
         to_dataset = gr.Button("Go to Dataset", variant="primary", elem_id="to-dataset", scale=0, min_width=160,
                                elem_classes="hs-onward")  # fmt: skip
     with gr.Column(elem_classes="hs-card", elem_id="train-settings", visible=False) as settings:
         plan = safe_html({"lines": []}, html_template=templates.PLAN, elem_id="plan")
-        base = gr.Dropdown(
-            [(info.title, info.id) for info in bases.values()], value=first.id if first else None, label="Base model",
-            elem_id="train-base", filterable=False, visible=len(bases) > 1,
+        base = changing_choices.dropdown(
+            choices=[(info.title, info.id) for info in bases.values()], value=first.id if first else None,
+            label="Base model", elem_id="train-base", filterable=False, visible=len(bases) > 1,
         )  # fmt: skip
         base_problem = problem("train-base-problem")
         choices = recipe_choices(first, recipes)
-        recipe = gr.Dropdown(choices, value=DEFAULT, label="Recipe", filterable=False, elem_id="recipe",
-                             visible=len(choices) > 1, info="Settings that belong together.")  # fmt: skip
+        recipe = changing_choices.dropdown(
+            choices=choices, value=DEFAULT, label="Recipe", filterable=False, elem_id="recipe",
+            visible=len(choices) > 1, info="Settings that belong together.",
+        )  # fmt: skip
         recipe_note = safe_html({"text": ""}, html_template=templates.NOTE, elem_id="recipe-note",
                                 elem_classes="hs-place")  # fmt: skip
         length = gr.Radio(length_choices(defaults), value="normal", label="How long to learn", elem_id="length")
@@ -120,7 +127,7 @@ def _layout(bases: dict[str, BaseInfo], recipes: dict[str, Recipe]) -> _Parts:
             safe_html({}, html_template='<p class="hs-soft">Empty fields are as the recipe says, else as the base '
                       'model was made for.</p>')  # fmt: skip
             with gr.Row(elem_classes="hs-fields"):
-                made = [_field(field, defaults) for field in fields()]
+                made = [_field(field, defaults, can) for field in fields()]
         start = gr.Button("Start training", variant="primary", size="lg", elem_id="start", scale=0, min_width=220)
         start_problem = problem("train-problem")
         start_note = safe_html({"text": ""}, html_template=templates.NOTE, elem_id="start-note",
@@ -131,7 +138,7 @@ def _layout(bases: dict[str, BaseInfo], recipes: dict[str, Recipe]) -> _Parts:
                   tuple(place for _, place in made), start, start_problem, start_note, runs)  # fmt: skip
 
 
-def _field(field: Field, defaults: BaseDefaults | None) -> tuple[Any, gr.HTML]:
+def _field(field: Field, defaults: BaseDefaults | None, can: Abilities) -> tuple[Any, gr.HTML]:
     """A control with the place for its problem."""
     elem_id = f"train-{field.name}"
     with gr.Column(min_width=220, elem_classes="hs-field"):
@@ -139,15 +146,24 @@ def _field(field: Field, defaults: BaseDefaults | None) -> tuple[Any, gr.HTML]:
         if field.kind is bool:
             control = gr.Checkbox(bool(field.default), label=field.label, info=field.help, elem_id=elem_id)
         elif field.choices:
-            choices = [("as the recipe says", ""), *field.choices]
+            choices = [(field.otherwise, ""), *field.choices]
             control = gr.Dropdown(choices, value="", label=field.label, info=field.help, filterable=False,
                                   elem_id=elem_id)  # fmt: skip
         else:
             control = gr.Textbox(
                 "" if field.default is None else f"{field.default:g}", label=field.label, info=field.help, max_lines=1,
                 placeholder=placeholder(field, defaults), elem_id=elem_id, max_length=20,
+                visible=means_anything(field, can),
             )  # fmt: skip
         return control, problem(f"{elem_id}-problem")
+
+
+def _typed(field: Field, defaults: BaseDefaults | None, can: Abilities) -> gr.Textbox:
+    """A field of text after another base was chosen: what means nothing to it is emptied and not seen."""
+    text = placeholder(field, defaults)
+    if means_anything(field, can):
+        return gr.Textbox(placeholder=text, visible=True)
+    return gr.Textbox(placeholder=text, visible=False, value="")
 
 
 # --- events -----------------------------------------------------------------------------------------
@@ -174,7 +190,9 @@ def _wire(
             photos = sum(photo.verdict == "train" for photo in photos_of(store, person))
         except HeadshotError as error:
             return [gr.skip(), *problems(error)]
-        return [plan_lines(shell.engine, spec, defaults, photos, chosen), *problems(None)]
+        lines = plan_lines(shell.engine, spec, defaults, photos, chosen)
+        told = licence_comes_with(info.title, info.licence) if info else ""
+        return [{**lines, "lines": [*lines["lines"], *filter(None, [told])]}, *problems(None)]
 
     def start(person: str | None, base: str | None, recipe: str | None, length: str, *values: Any) -> list[Any]:
         info = bases.get(base or "")
@@ -190,11 +208,10 @@ def _wire(
 
     def chosen_base(base: str | None, recipe: str | None) -> list[Any]:
         info = bases.get(base or "")
-        defaults = info.defaults if info else None
+        defaults, can = info.defaults if info else None, abilities_of(info)
         choices = recipe_choices(info, recipes)
         kept = recipe if recipe in [name for _, name in choices] else DEFAULT
-        numbers = [gr.Textbox(placeholder=placeholder(field, defaults)) if is_typed(field) else gr.skip()
-                   for field in fields()]  # fmt: skip
+        numbers = [_typed(field, defaults, can) if is_typed(field) else gr.skip() for field in fields()]
         return [gr.Dropdown(choices=choices, value=kept, visible=len(choices) > 1),
                 gr.Radio(choices=length_choices(defaults, recipes.get(kept))), *numbers]  # fmt: skip
 
@@ -242,7 +259,7 @@ def _refresher(
             return None
         head: Sequence[Any] = [gr.skip()] * 3
         if mark is None or mark[:2] != now[:2]:
-            base = base_of(store, person) if number else ""
+            base = prepared_base(store, person) if number else ""
             head = [gr.Column(visible=not number), gr.Column(visible=bool(number)),
                     gr.Dropdown(value=base) if base in bases else gr.skip()]  # fmt: skip
         runs = runs_values(shell.live, store, person, mark[2] if mark is not None and mark[0] == person else None)

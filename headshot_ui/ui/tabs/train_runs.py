@@ -13,9 +13,10 @@ from headshot_ui.errors import HeadshotError
 from headshot_ui.runs import Run, delete_run, find_run, list_runs
 from headshot_ui.specs import TrainSpec
 from headshot_ui.store import Store, readable_bytes
-from headshot_ui.ui import run_history, templates
+from headshot_ui.ui import lora_box, run_history, templates
 from headshot_ui.ui.literal import safe_html
 from headshot_ui.ui.live import Live, curve_values
+from headshot_ui.ui.lora_box import LoraBox
 from headshot_ui.ui.page_js import BUTTONS
 from headshot_ui.ui.tab import CLICK, QUIET, Shell, nudged, problem
 
@@ -42,6 +43,7 @@ class Runs:
     asked: gr.HTML
     keep: gr.Button
     really: gr.Button
+    lora: LoraBox
 
     @property
     def outputs(self) -> tuple[Any, ...]:
@@ -67,37 +69,47 @@ def runs_layout() -> Runs:
             with gr.Row(elem_classes="hs-actions"):
                 keep = gr.Button("Keep it", elem_classes="hs-plain", scale=0, min_width=140, elem_id="keep-run")
                 really = gr.Button("Delete for good", variant="stop", scale=0, min_width=140, elem_id="really-run")
-    return Runs(now, status, curve, samples, cancel, further, past, history, run_problem, asking, asked, keep, really)
+        lora = lora_box.layout()
+    return Runs(now, status, curve, samples, cancel, further, past, history, run_problem, asking, asked, keep, really,
+                lora)  # fmt: skip
 
 
 # --- events -----------------------------------------------------------------------------------------
 def wire_runs(runs: Runs, shell: Shell, store: Store, steps: Mapping[str, int]) -> None:
-    """Cancel, go on, use, delete. ``steps``: how many a finished run learns more, by base model."""
-    deleting = gr.State("")
+    """Cancel, go on, use, take along, delete. ``steps``: how many a finished run learns more, by base model."""
+    deleting = gr.State(("", ""))  # person and name of the run that was asked about
 
     def press(person: str | None, event: gr.EventData) -> list[Any]:
-        # problem, question, what is asked, run to delete, tab, LoRA, nudge
-        said: list[Any] = [{"text": ""}, gr.Column(visible=False), gr.skip(), "", gr.skip(), gr.skip(), gr.skip()]
+        # problem, question, what is asked, run to delete, tab, LoRA, nudge; then those of the box of a LoRA
+        said: list[Any] = [{"text": ""}, gr.Column(visible=False), gr.skip(), ("", ""), gr.skip(), gr.skip(),
+                           gr.skip(), *lora_box.closed()]  # fmt: skip
         name, wanted = str(event.item), str(event.do)
         try:
             run = find_run(store, person or "", name)
             if wanted == "use":
                 said[4:6] = [gr.Tabs(selected="generate"), (person, name)]
+            elif wanted == "take":
+                said[7:] = lora_box.offered(store, person or "", name)
             elif wanted == "further":
                 shell.live.submit(further_request(run, steps))
                 said[6] = nudged()
             elif wanted == "delete":
-                said[1:4] = [gr.Column(visible=True), _question(run), name]
+                said[1:4] = [gr.Column(visible=True), _question(run), (person or "", name)]
         except HeadshotError as error:
             said[0] = {"text": str(error)}
         return said
 
-    def delete(person: str | None, name: str) -> list[Any]:
+    def delete(asked: tuple[str, str]) -> list[Any]:
         try:
-            delete_run(find_run(store, person or "", name))
+            delete_run(find_run(store, *asked))
         except HeadshotError as error:
-            return [{"text": str(error)}, gr.Column(visible=False), "", gr.skip()]
-        return [{"text": ""}, gr.Column(visible=False), "", nudged()]
+            return [{"text": str(error)}, gr.Column(visible=False), ("", ""), gr.skip()]
+        return [{"text": ""}, gr.Column(visible=False), ("", ""), nudged()]
+
+    def other_person(person: str | None, asked: tuple[str, str]) -> list[Any]:
+        if asked[0] in ("", person):  # the list of people tells of a change also when it has only got new choices
+            return [gr.skip(), gr.skip(), {"text": ""}]
+        return [gr.Column(visible=False), ("", ""), {"text": ""}]
 
     def cancel(person: str | None) -> float:
         job = training_job(shell.live, person or "")
@@ -115,13 +127,14 @@ def wire_runs(runs: Runs, shell: Shell, store: Store, steps: Mapping[str, int]) 
         return [{"text": ""}, nudged()]
 
     runs.history.click(
-        press, shell.person, [runs.problem, runs.asking, runs.asked, deleting, shell.tabs, shell.lora, shell.nudge],
+        press, shell.person,
+        [runs.problem, runs.asking, runs.asked, deleting, shell.tabs, shell.lora, shell.nudge, *runs.lora.outputs],
         **CLICK,
     )  # fmt: skip
-    runs.keep.click(lambda: [gr.Column(visible=False), ""], None, [runs.asking, deleting], **QUIET)
-    shell.person.change(lambda: [gr.Column(visible=False), "", {"text": ""}], None,
-                        [runs.asking, deleting, runs.problem], **QUIET)  # fmt: skip
-    runs.really.click(delete, [shell.person, deleting], [runs.problem, runs.asking, deleting, shell.nudge], **QUIET)
+    lora_box.wire(runs.lora, shell, store)
+    runs.keep.click(lambda: [gr.Column(visible=False), ("", "")], None, [runs.asking, deleting], **QUIET)
+    shell.person.change(other_person, [shell.person, deleting], [runs.asking, deleting, runs.problem], **QUIET)
+    runs.really.click(delete, deleting, [runs.problem, runs.asking, deleting, shell.nudge], **QUIET)
     runs.cancel.click(cancel, shell.person, shell.nudge, **CLICK)
     runs.further.click(resume, shell.person, [runs.problem, shell.nudge], **CLICK)
 

@@ -1,0 +1,209 @@
+"""The plan of FLUX.1-dev on cards of every size, by the published config and the headers of its weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from headshot_ui import families
+from headshot_ui import forecast as forecast_module
+from headshot_ui.errors import MemoryBudgetError
+from headshot_ui.families.fits import DenoiserWork
+from headshot_ui.families.flux_parts import choosing
+from headshot_ui.families.flux_parts.choosing import Budget, choose_for, least_bytes
+from headshot_ui.forecast import Forecast, forecast, forecast_lines, settled
+from headshot_ui.memory import CONTEXT_BYTES
+from headshot_ui.parts import real_parts
+from headshot_ui.peaks import Measured, Peaks
+from headshot_ui.residency import Residency
+from headshot_ui.settings import Settings
+from headshot_ui.specs import FULL, NONE, PARTIAL, GenerateSpec, TrainSpec
+from headshot_ui.workshop import base_key
+from tests.tiny_flux import make_tiny_flux
+
+GIB = 2**30
+CONFIG = {"guidance_embeds": True, "in_channels": 64}  # the rest is the class's default: FLUX.1-dev
+TRAIN = TrainSpec("anna", "dev", steps=1000, rank=16, batch_size=1, size_px=512)
+DRAW = GenerateSpec("anna", "dev", prompt="portrait of {subject}", count=1, steps=28, width=1024, height=1024)
+
+
+def header_only(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
+    """What a safetensors file says it holds, in bfloat16."""
+    header, start = {}, 0
+    for name, shape in tensors.items():
+        end = start + 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """With a base of the size of FLUX.1-dev, of which there are no weights."""
+    from diffusers import FluxTransformer2DModel
+
+    root = tmp_path_factory.mktemp("published")
+    folder = make_tiny_flux(root / "models" / "dev", base_id="dev")
+    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        for path in (folder / part).glob("*.safetensors"):
+            path.unlink()
+    with torch.device("meta"):
+        shapes = {name: tuple(one.shape) for name, one in FluxTransformer2DModel(**CONFIG).named_parameters()}
+    header_only(folder / "transformer" / "model.safetensors", shapes)
+    header_only(folder / "text_encoder" / "model.safetensors", {"w": (123_060_480,)})
+    header_only(folder / "text_encoder_2" / "model.safetensors", {"w": (4_762_310_656,)})
+    header_only(folder / "vae" / "model.safetensors", {"w": (83_819_683,)})
+    (folder / "transformer" / "config.json").write_text(json.dumps(CONFIG), "utf-8")
+    words = folder / "tokenizer_2" / "tokenizer_config.json"
+    words.write_text(json.dumps({**json.loads(words.read_text("utf-8")), "model_max_length": 512}), "utf-8")
+    told = folder / "base.json"
+    told.write_text(json.dumps({**json.loads(told.read_text("utf-8")), "size_px": 1024}), "utf-8")
+    return Settings.from_environment(root=root, models_dir=root / "models", device="cuda", dtype="bfloat16",
+                                     environment={})  # fmt: skip
+
+
+Planner = Callable[..., Forecast]
+
+
+@pytest.fixture
+def peaks(machine: Settings, tmp_path: Path) -> Peaks:
+    return Peaks(tmp_path)
+
+
+@pytest.fixture
+def card(machine: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """A machine with so much graphics memory and main memory."""
+
+    def of(vram_gib: float, ram_gib: float = 32) -> Settings:
+        monkeypatch.setattr("headshot_ui.settings._usable", lambda device: True)
+        for module in (choosing, forecast_module):
+            monkeypatch.setattr(module, "vram_budget_bytes", lambda settings: int(vram_gib * GIB))
+            monkeypatch.setattr(module, "free_ram_bytes", lambda: int(ram_gib * GIB))
+            monkeypatch.setattr(module, "own_ram_bytes", lambda: 0)
+        monkeypatch.setattr(forecast_module, "plan_notes", lambda settings, device: ())
+        return replace(machine, vram_limit_bytes=int(vram_gib * GIB))
+
+    return of
+
+
+def train_on(settings: Settings, peaks: Peaks, spec: TrainSpec = TRAIN) -> tuple[TrainSpec, Forecast]:
+    parts = real_parts()
+    return settled(spec, settings, parts, peaks), forecast(spec, settings, parts, peaks)
+
+
+@pytest.mark.parametrize(
+    ("vram", "learning", "level", "drawing"),
+    [
+        (48, r"in 16 bit \(", NONE, r"in 16 bit \("),
+        (32, r"in 16 bit \(", PARTIAL, r"in 16 bit \("),
+        (24, "in 16 bit, because what depends on the timestep only", PARTIAL, "in 16 bit"),
+        (16, r"in 8 bit \(", PARTIAL, r"in 8 bit \("),
+        (12, r"in 8 bit \(", FULL, r"in 8 bit \("),
+        (8, r"in 8 bit, with 3\d of its 57", FULL, r"in 8 bit, with [12]\d of its 57"),
+    ],
+)
+def test_the_plan_says_how_it_fits(
+    card: Callable[..., Settings], peaks: Peaks, vram: int, learning: str, level: str, drawing: str
+) -> None:
+    settings = card(vram)
+    spec, made = train_on(settings, peaks)
+    assert made.fits and made.peak_bytes <= vram * GIB
+    assert spec.gradient_checkpointing == level
+    assert re.search(f"FLUX.1 fits {learning}", "\n".join(forecast_lines(made)))
+    drawn = forecast(DRAW, settings, real_parts(), peaks)
+    assert drawn.fits and re.search(f"FLUX.1 fits {drawing}", "\n".join(forecast_lines(drawn)))
+    work = DenoiserWork(FULL, 1024, 1024, 1, 257, rank=16)
+    large = choose_for(families.find_base("dev", settings), work, Budget(vram * GIB, 32 * GIB))
+    assert large.fit.vram_bytes <= vram * GIB and large.fit.ram_bytes <= 32 * GIB
+    assert large.streams_text == (vram == 8)
+
+
+def test_checkpointing_is_preferred_to_8_bit(card: Callable[..., Settings], peaks: Peaks) -> None:
+    """A card of 24 GB would hold 8 bit without checkpointing, and holds 16 bit with it."""
+    spec, made = train_on(card(24), peaks)
+    assert spec.gradient_checkpointing == PARTIAL and "16 bit" in made.notes[0]
+    with pytest.raises(MemoryBudgetError, match="learn with full gradient checkpointing"):
+        forecast(replace(TRAIN, gradient_checkpointing=NONE), card(24), real_parts(), peaks)
+
+
+@pytest.mark.parametrize(("vram", "ram", "kind"), [(1.5, 32, "graphics"), (24, 8, "free main"), (8, 8, "free main")])
+def test_what_fits_in_no_way_is_said_before_anything_is_loaded(
+    card: Callable[..., Settings], peaks: Peaks, vram: float, ram: int, kind: str
+) -> None:
+    for spec in (TRAIN, DRAW):
+        with pytest.raises(MemoryBudgetError, match=rf"^FLUX.1 needs about .* GB of {kind} memory"):
+            forecast(spec, card(vram, ram), real_parts(), peaks)
+
+
+def test_little_main_memory_is_a_reason_for_8_bit(card: Callable[..., Settings], peaks: Peaks) -> None:
+    """In 16 bit the transformer has no place to go while the VAE makes a sample."""
+    assert "in 8 bit (" in train_on(card(24, 16), peaks)[1].notes[0]
+    assert "in 16 bit" in train_on(card(24, 32), peaks)[1].notes[0]
+
+
+def test_a_run_that_goes_on_keeps_to_its_precision(card: Callable[..., Settings]) -> None:
+    info = families.find_base("dev", card(12))
+    work = DenoiserWork(FULL, 512, 512, 1, 257, rank=16)
+    assert choose_for(info, work, Budget(24 * GIB, 32 * GIB), "8 bit").fit.eight_bit
+    assert not choose_for(info, work, Budget(24 * GIB, 32 * GIB), "").fit.eight_bit
+    with pytest.raises(MemoryBudgetError, match=r"^This training was begun in 16 bit and goes on only so\. FLUX"):
+        choose_for(info, work, Budget(12 * GIB, 32 * GIB), "")
+
+
+def test_what_was_measured_in_another_way_is_not_expected(card: Callable[..., Settings], peaks: Peaks) -> None:
+    settings = card(24)
+    size = "512x512 batch 1 checkpointed, 16 bit without modulation layers"
+    peaks.record("dev", Measured("train", 900.0, 0, 21 * GIB, size, "cuda", "bfloat16", units=1000))
+    spec = replace(TRAIN, gradient_checkpointing=FULL)
+    measured = forecast(spec, settings, real_parts(), peaks).stages[0]
+    assert measured.measured and measured.peak_bytes == 21 * GIB + CONTEXT_BYTES
+    assert not forecast(spec, card(12), real_parts(), peaks).stages[0].measured
+
+
+def test_room_is_made_for_what_it_takes_at_least(
+    card: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = card(8)
+    monkeypatch.setattr("headshot_ui.residency.total_ram_bytes", lambda: 32 * GIB)
+    monkeypatch.setattr("headshot_ui.residency.free_ram_bytes", lambda: 28 * GIB)
+    monkeypatch.setattr("headshot_ui.residency.free_vram_bytes", lambda settings: 7 * GIB)
+    key = base_key(families.find_base("dev", settings))
+    main, graphics = Residency(settings).memory_for(key)
+    assert main.fits and graphics.fits and graphics.needed > GIB and main.needed > 9 * GIB
+    without = Residency(settings).memory_for(replace(key, least=()))
+    assert not without[1].fits and without[1].needed > 22 * GIB
+    assert least_bytes(families.find_base("dev", settings)).keys() == {"transformer", "text_encoder", "text_encoder_2"}
+
+
+def test_other_bases_stay_as_their_files_say(settings: Settings, card: Callable[..., Settings]) -> None:
+    """On the CPU FLUX.1 is whole."""
+    info = families.find_base("tiny-flux", settings)
+    work = DenoiserWork(None, 64, 64, 1, 2)
+    assert families.fitting(info, work, settings) is None
+    assert families.fitting(info, work, replace(card(8), wanted_dtype="float32")) is None, "made for bfloat16"
+    assert families.least_bytes(replace(info, family="sdxl")) == {}
+
+
+def test_the_page_says_what_the_formulas_say(card: Callable[..., Settings]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "FLUX.md").read_text("utf-8")
+    found = [line for line in page.splitlines() if line.startswith("| ") and " GB |" in line]
+    info = families.find_base("dev", card(8))
+
+    def cell(learning: bool, side: int, vram: int) -> str:
+        work = DenoiserWork(FULL if learning else None, side, side, 1, 257 if learning else 28, rank=16)
+        fit = choose_for(info, work, Budget(vram * GIB, 32 * GIB)).fit
+        return f"{fit.title}: {fit.vram_bytes / GIB:.1f}, {fit.ram_bytes / GIB:.1f}"
+
+    wanted = [
+        f"| {vram} GB | {cell(True, 512, vram)} | {cell(True, 1024, vram)} | {cell(False, 1024, vram)} |"
+        for vram in (32, 24, 16, 12, 8)
+    ]
+    assert found == wanted, "\n".join(wanted)

@@ -1,0 +1,147 @@
+"""A whole training in every way of fitting: the same LoRA and samples, stopped or not, and a run keeps to its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from headshot_ui import families
+from headshot_ui.errors import Cancelled, MemoryBudgetError
+from headshot_ui.families.fits import DenoiserWork
+from headshot_ui.families.flux_parts.choosing import Chosen, OfLoras
+from headshot_ui.families.flux_parts.fitting import Fit
+from headshot_ui.families.flux_parts.loaded import LoadedFlux
+from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.runs import load_run
+from headshot_ui.settings import Settings
+from headshot_ui.specs import FULL, TrainSpec
+from headshot_ui.store import Store
+from headshot_ui.training import rehearsal
+from headshot_ui.training.runner import train
+from tests.training.conftest import Listener, make_dataset
+
+TRAIN = TrainSpec("anna", "tiny-flux", steps=4, rank=2, batch_size=1, checkpoint_every=2, sample_every=2, seed=3,
+                  caption_dropout=0.5, learning_rate=0.02, gradient_checkpointing=FULL)  # fmt: skip
+DROPPED = Fit(False, True, 0, 3, 0, 0, False)
+WAYS = {
+    "ordinary": None,
+    "dropped": DROPPED,
+    "streamed": replace(DROPPED, streamed=2),
+    "8 bit": replace(DROPPED, eight_bit=True),
+    "8 bit streamed": replace(DROPPED, eight_bit=True, streamed=3),
+}
+
+
+@dataclass
+class Machine:
+    """Finds this way, and remembers what it was asked for."""
+
+    way: Fit | None = None
+    asked: tuple[DenoiserWork, str | None, OfLoras] | None = None
+
+    def __call__(
+        self, info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None, loras: OfLoras
+    ) -> Chosen | None:
+        self.asked = work, precision, loras
+        return None if self.way is None else Chosen(self.way, streams_text=self.way.streamed > 0)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture(scope="module")
+def base(settings: Settings, machine: Machine) -> LoadedFlux:
+    return LoadedFlux.read(families.find_base("tiny-flux", settings), settings, machine)
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "LOOK_AHEAD", 2)
+
+
+@dataclass(frozen=True)
+class Ended:
+    losses: tuple[float, ...]
+    lora: Mapping[str, bytes]
+    samples: Mapping[str, bytes]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def trained(base: LoadedFlux, machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Trains in a way, once unless it is to be stopped at a step and gone on with."""
+    folder = tmp_path_factory.mktemp("training")
+    dataset = make_dataset(folder / "dataset", ((64, 64),) * 3)
+    kept: dict[str, Ended] = {}
+
+    def train_in(name: str, cancel_at: int | None = None, go_on: str | None = None) -> Ended:
+        if cancel_at is None and name in kept:
+            return kept[name]
+        outputs = folder / f"{name} {cancel_at}"
+        store, spec = Store(replace(base._source.settings, outputs_dir=outputs)), TRAIN
+        machine.way = WAYS[name]
+        if cancel_at is not None:
+            with pytest.raises(Cancelled):
+                train(spec, store, base, dataset, Listener(cancel_at=cancel_at))
+            base.use_loras(())
+            machine.way = WAYS[go_on or name]
+            spec = replace(spec, run=next(outputs.rglob("checkpoints")).parent.name)
+        done = train(spec, store, base, dataset, Listener())
+        lora = {key: tensor.numpy().tobytes() for key, tensor in load_file(done.lora_path).items()}
+        samples = {path.name: path.read_bytes() for path in sorted((done.run_dir / "samples").glob("*.png"))}
+        ended = Ended(done.losses, lora, samples, done.run_dir)
+        if cancel_at is None:
+            kept[name] = ended
+        return ended
+
+    yield train_in
+    base.release()
+
+
+@pytest.mark.parametrize("name", ["dropped", "streamed"])
+def test_the_same_is_learned(trained: Any, name: str) -> None:
+    wanted, found = trained("ordinary"), trained(name)
+    assert len(found.losses) == 4 and found.losses == wanted.losses
+    assert found.lora == wanted.lora and found.samples == wanted.samples
+    assert len(set(found.samples.values())) == 2, "samples change as it learns"
+    assert load_run(found.folder).facts["precision"] == "" and "precision" not in load_run(wanted.folder).facts
+
+
+def test_in_8_bit_nearly(trained: Any) -> None:
+    wanted, found = trained("ordinary"), trained("8 bit")
+    assert found.losses == pytest.approx(wanted.losses, rel=0.02) and found.losses != wanted.losses
+    travelling = trained("8 bit streamed")
+    assert travelling.losses == found.losses and travelling.lora == found.lora
+    assert travelling.samples == found.samples != wanted.samples
+    assert load_run(found.folder).facts["precision"] == "8 bit"
+
+
+@pytest.mark.parametrize(("name", "other"), [("dropped", "dropped"), ("8 bit", "8 bit streamed")])
+def test_a_stopped_training_ends_as_one_that_was_not(
+    trained: Any, base: LoadedFlux, machine: Machine, name: str, other: str
+) -> None:
+    """It goes on in the same way, or in another one of the same numbers, in the middle of what was prepared for."""
+    whole = trained(name)
+    base._shelf.frugal = name != other  # and where main memory is short, so that parts are read again
+    stopped = trained(name, 3, other)
+    assert bool(base._shelf.modules("text")) == (name == other)
+    assert stopped.losses == whole.losses and stopped.lora == whole.lora
+    assert machine.asked == (
+        DenoiserWork(FULL, 64, 64, 1, 5, rank=2), "8 bit" if "8" in name else "", OfLoras(),
+    )  # fmt: skip
+
+
+def test_a_run_in_8_bit_does_not_go_on_without_a_card(settings: Settings, base: LoadedFlux) -> None:
+    from headshot_ui.families.flux_parts.choosing import choose
+
+    work = DenoiserWork(FULL, 64, 64, 1, 5, rank=2)
+    assert choose(base.info, work, settings) is None and choose(base.info, work, settings, "") is None
+    with pytest.raises(MemoryBudgetError, match="in 8 bit, which is for graphics cards"):
+        choose(base.info, work, settings, "8 bit")
