@@ -22,7 +22,15 @@ from tools.demo_models.common import autocast, prepare_device, say
 from tools.demo_models.train_recogniser import evaluate, read_vae, through_vae
 
 #: What the figures must reach before the demo is shipped: (figure, least).
-GATES = (("first_vae", 0.98), ("attire_colour", 0.85), ("garment", 0.85), ("backdrop", 0.85), ("framing", 0.85))
+#: The expression is in the mouth and the eyes: a model whose faces come apart misses it (0.6), whatever else it can do.
+GATES = (
+    ("first_vae", 0.98),
+    ("attire_colour", 0.85),
+    ("garment", 0.85),
+    ("backdrop", 0.85),
+    ("framing", 0.85),
+    ("expression", 0.85),
+)
 MOST_MAE = 0.012
 
 

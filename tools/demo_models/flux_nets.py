@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 CLIP_WIDTH, T5_WIDTH = 64, 96
 CHANNELS = 16  # of latents
 CELLS = 32  # latent cells along a picture of 256 px
-#: Everything together, as it is shipped.
-MOST_BYTES = 9_000_000
+#: Everything together, as it is shipped: the room that the other demo models leave of 60 MB.
+MOST_BYTES = 7_800_000
 
 
 def make_vae(smoke: bool = False) -> AutoencoderKL:
@@ -41,12 +41,12 @@ def make_vae(smoke: bool = False) -> AutoencoderKL:
 
 
 def make_transformer(smoke: bool = False) -> FluxTransformer2DModel:
-    """Two double and eight single blocks, 128 wide, with guidance embedding as in dev."""
+    """One double and eight single blocks, 128 wide, with guidance embedding as in dev."""
     from diffusers import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
         in_channels=4 * CHANNELS,
-        num_layers=1 if smoke else 2,
+        num_layers=1,
         num_single_layers=1 if smoke else 8,
         attention_head_dim=32,
         num_attention_heads=1 if smoke else 4,

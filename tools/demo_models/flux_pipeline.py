@@ -102,5 +102,5 @@ def folder_bytes(folder: Path) -> int:
     """All files under a folder together. Raises ValueError where they are more than may be shipped."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > flux_nets.MOST_BYTES:
-        raise ValueError(f"{folder} has {size / 1e6:.2f} MB, more than {flux_nets.MOST_BYTES / 1e6:.0f}.")
+        raise ValueError(f"{folder} has {size / 1e6:.2f} MB, more than {flux_nets.MOST_BYTES / 1e6:.1f}.")
     return size

@@ -1,6 +1,6 @@
 """Make the demo FLUX, all of it: draw, train the VAE and encode, train the transformer, measure.
 
-    python -m tools.demo_models.make_flux --out /tmp/demo --work /tmp/flux_work            # 12 minutes on one H200
+    python -m tools.demo_models.make_flux --out /tmp/demo --work /tmp/flux_work            # 20 minutes on one H200
     python -m tools.demo_models.make_flux --out /tmp/demo --work /tmp/flux_work --smoke --device cpu
 
 Started again with the same folders it goes on where it ended: a stage that is done is passed over, and VAE and
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from tools.demo_models import flux_pipeline
 from tools.demo_models.common import say
 
 STAGES = ("draw", "vae", "train", "check")
+#: The VAE that was made by these scripts (140 s of training); another one needs another transformer.
+MADE_VAE = Path(__file__).with_name("flux_vae")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ def stages(options: argparse.Namespace) -> tuple[Stage, ...]:
     )
 
 
+def take_vae(folder: Path) -> None:
+    """Put the VAE that is kept here into ``folder`` unless there is one; then the stage of that name only encodes."""
+    if not (folder / "config.json").exists():
+        shutil.copytree(MADE_VAE, folder, dirs_exist_ok=True)
+
+
 def run(stage: Stage, environment: dict[str, str]) -> None:
     """Carry a stage out and mark it as done. Raises SystemExit where it fails."""
     started = time.monotonic()
@@ -104,7 +113,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="drawn pictures, if elsewhere than in --work (e.g. /dev/shm/drawn)")
     parser.add_argument("--people", type=int, default=9_000, help="with twelve pictures each")
     parser.add_argument("--vae-seconds", type=float, default=140)
-    parser.add_argument("--seconds", type=float, default=330, help="for the transformer")
+    parser.add_argument("--new-vae", action="store_true", help="train the VAE too, instead of taking the one kept here")
+    parser.add_argument("--seconds", type=float, default=900, help="for the transformer")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1])
     parser.add_argument("--device", default="")
     parser.add_argument("--smoke", action="store_true", help="tiny networks, to see in seconds that everything runs")
@@ -115,6 +125,8 @@ def main() -> None:
     """Carry out what is not done yet."""
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
+    if not (options.new_vae or options.smoke):
+        take_vae(options.out / flux_pipeline.FOLDER / "vae")
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

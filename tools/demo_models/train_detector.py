@@ -117,9 +117,12 @@ def evaluate(net: RetinaFace, made: Canvases, threshold: float = 0.8) -> dict[st
 
 
 def save(net: RetinaFace, average: Average, out: Path) -> None:
-    """Write the averaged weights, fp32 (1.7 MB), with facexlib's names."""
+    """Write the averaged weights, convolutions in fp16 (0.9 MB), with facexlib's names."""
     average.swap()
-    state = {key: value.detach().cpu().clone() for key, value in net.state_dict().items()}
+    state = {
+        key: value.detach().cpu().to(torch.float16 if value.ndim == 4 else value.dtype, copy=True)
+        for key, value in net.state_dict().items()
+    }
     average.swap()
     save_tensors(
         out / "detector" / "retinaface_mobile025.safetensors",

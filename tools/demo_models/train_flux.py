@@ -1,6 +1,6 @@
 """Train the demo FLUX: transformer, CLIP and T5 together, on latents, by flow matching (arXiv 2210.02747).
 
-    python -m tools.demo_models.train_flux --data /dev/shm/drawn --out models/demo --seconds 330
+    python -m tools.demo_models.train_flux --data /dev/shm/drawn --out models/demo --seconds 900
 
 Most of the time it learns from pictures, at guidance 1. In the last part it is its own teacher, as dev was made: for
 other guidance scales it learns to draw at once what the teacher draws from two passes, with the caption and without
@@ -200,7 +200,7 @@ def export(base: Base, average: Average, out: Path, clock: Clock) -> None:
 
 def main() -> None:
     """Train within the time given; write the pipeline at every checkpoint and at the end."""
-    parser = arguments(__doc__ or "", 330)
+    parser = arguments(__doc__ or "", 900)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--checkpoint", type=Path, default=Path("/tmp/demo_flux.pt"))
     parser.add_argument("--checkpoint-every", type=float, default=60, help="seconds")

@@ -33,6 +33,7 @@ from tools.demo_models.common import (
     say,
     set_rate,
 )
+from tools.demo_models.latent_weights import weigh
 from tools.demo_models.train_vae import crops, importance, loss_terms, mean_error
 
 LATENTS = "flux_latents.safetensors"
@@ -52,27 +53,10 @@ class _RoundTrip(torch.nn.Module):
         return self.vae.decoder(mean + spread.to(mean.dtype) * noise), mean, logvar
 
 
-@torch.no_grad()
-def normalise(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Give all latent channels together mean 0 and deviation 1, exactly, by shift and factor in the config.
+def save(vae: AutoencoderKL, average: Average, pictures: Tensor, seen: Tensor, folder: Path) -> float:
+    """Write averaged weights, weighed (``latent_weights``), in fp16; returns the mean absolute error on ``pictures``.
 
-    Each channel's own deviation goes into the convolutions before and behind first. Its own mean cannot: the one behind
-    fills up with zeros at the edge.
-    """
-    means = torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pictures.split(32)])
-    spread = means.std((0, 2, 3))
-    channels = len(spread)
-    before, behind = vae.encoder.conv_out, vae.decoder.conv_in
-    before.weight[:channels] /= spread.view(-1, 1, 1, 1)
-    before.bias[:channels] /= spread
-    before.bias[channels:] -= 2 * spread.log()
-    behind.weight *= spread.view(1, -1, 1, 1)
-    means = means / spread.view(1, -1, 1, 1)
-    vae.register_to_config(shift_factor=float(means.mean()), scaling_factor=float(1 / means.std()))
-
-
-def save(vae: AutoencoderKL, average: Average, pictures: Tensor, folder: Path) -> float:
-    """Write the averaged weights, normalised, in fp16; returns the mean absolute error on ``pictures``.
+    ``seen`` is the importance of their pixels.
 
     The folder is there whole or not at all: by it a later run knows that the VAE is done.
     """
@@ -81,7 +65,7 @@ def save(vae: AutoencoderKL, average: Average, pictures: Tensor, folder: Path) -
     copy.load_state_dict(vae.state_dict())
     average.swap()
     copy = copy.to(pictures.device).eval()
-    normalise(copy, pictures)
+    weigh(copy, pictures, seen)
     copy = copy.half().float()
     error = mean_error(copy, pictures)
     part = folder.with_name(f"{folder.name}.part")
@@ -152,7 +136,8 @@ def train(vae: AutoencoderKL, drawn: dataset.Drawn, device: torch.device, option
         if clock.elapsed() - saved > CHECKPOINT_EVERY:
             saved = clock.elapsed()
             save_checkpoint(checkpoint, vae, average, optimizer, clock)
-    error = save(vae, average, test, folder)
+    last = slice(len(drawn.pictures) - kept_back, None)
+    error = save(vae, average, test, importance(boxes[last], landmarks[last], dataset.SIZE), folder)
     say(
         f"[flux vae] done: {clock.steps} steps, {clock.samples} pictures; "
         f"mean absolute error {error:.4f} on {len(test)} unseen pictures"
