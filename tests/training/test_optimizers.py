@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib.machinery
 import io
 import subprocess
 import sys
@@ -72,7 +72,8 @@ def kept(optimizer: torch.optim.Optimizer) -> Mapping[str, object]:
 # --- the optimizer ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_8bit_goes_on_bit_equal_and_learns_as_32_bit_does(device: str) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    # Not importlib.util's: the families have said that it is not to be found until it is wanted (shared_parts).
+    if importlib.machinery.PathFinder.find_spec("bitsandbytes") is None:
         pytest.skip("needs the package bitsandbytes")
     assert choose_optimizer("adamw8bit", device) == ("adamw8bit", "")
     straight, halves, wide = (parameters(device) for _ in range(3))
