@@ -32,8 +32,35 @@ TAB_KEYS = """() => {
 READY = "() => { document.body.classList.add('hs-ready'); }"
 READY_AT_LATEST_MS = 8000
 
+#: Once a request of the page found no program, gradio passes every later press over in silence until it has loaded the
+#: page anew, seconds after the program is back. So nothing can be pressed meanwhile, and a sentence says why. Gradio
+#: tells of it by its own message alone. It waits for ever where people have to log in, because the new program knows
+#: none of them: the page is loaded anew for that answer (401) too.
+AWAY = """() => {
+  const lost = () => [...document.querySelectorAll('[data-testid=toast-text]')].some(
+    (each) => each.textContent.includes('Connection to the server was lost'));
+  const seen = new MutationObserver(() => {
+    if (!lost()) return;
+    seen.disconnect();
+    document.body.classList.add('hs-away');
+    document.querySelectorAll('.gradio-container main').forEach((each) => { each.inert = true; });
+    const told = document.createElement('p');
+    told.className = 'hs-away-told';
+    told.setAttribute('role', 'alert');
+    told.textContent = 'The program does not answer. As soon as it does, this page opens anew by itself.';
+    document.querySelector('.gradio-container').append(told);
+    const asking = setInterval(async () => {
+      const answer = await fetch('gradio_api/app_id', {cache: 'no-store'}).catch(() => null);
+      if (!answer || !(answer.ok || answer.status === 401)) return;
+      clearInterval(asking);
+      location.reload();
+    }, 1000);
+  });
+  seen.observe(document.body, {childList: true, subtree: true});
+}"""
+
 #: What runs when the page opens.
-ON_LOAD = f"() => {{ ({NAME_THUMBNAILS})(); ({TAB_KEYS})(); setTimeout({READY}, {READY_AT_LATEST_MS}); }}"
+ON_LOAD = f"() => {{ ({NAME_THUMBNAILS})(); ({TAB_KEYS})(); ({AWAY})(); setTimeout({READY}, {READY_AT_LATEST_MS}); }}"
 
 #: ``js_on_load`` of a gr.HTML with ``<button data-do="…" data-item="…">``: a press becomes its click event.
 BUTTONS = """element.addEventListener('click', (event) => {

@@ -16,15 +16,17 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as TookTooLong
 
 from headshot_ui import families
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.settings import Settings
 from headshot_ui.ui import page as shell
-from headshot_ui.ui import serve
+from headshot_ui.ui import page_js, serve
 from headshot_ui.ui.live import Live
 from tests.ui.fake_engine import FakeEngine, portrait
 
+SLOWER = max(1.0, float(os.environ.get("SLOW_BROWSER", 1)))
 ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BASE = BaseInfo(
@@ -60,6 +62,7 @@ class App:
     address: str
     engine: FakeEngine
     outputs: Path
+    stop: Callable[[], None]  # the program ends; its page stays open in the browser
     restart: Callable[..., None]  # another program at the same address, with a new engine
 
 
@@ -74,6 +77,14 @@ def quick_pace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "usual_pace" not in request.fixturenames:
         monkeypatch.setattr(shell, "BUSY_S", 0.4)
         monkeypatch.setattr(shell, "IDLE_S", 1.0)
+
+
+@pytest.fixture(autouse=True)
+def ready_when_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """People may press after eight seconds even if the page has not heard yet whom to show; tests wait until it has."""
+    patient = page_js.ON_LOAD.replace(f", {page_js.READY_AT_LATEST_MS})", ", 60000)")
+    assert patient != page_js.ON_LOAD
+    monkeypatch.setattr(page_js, "ON_LOAD", patient)
 
 
 @pytest.fixture(autouse=True)
@@ -105,14 +116,18 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         for number in range(10):
             portrait(number, "photo").save(models / f"robin-{number}.jpg")
 
-        def restart(**other: Any) -> None:
+        def stop() -> None:  # the page first, as the program itself does
             page, engine = started.pop()
-            engine.close()
             page.close(verbose=False)
+            engine.close()
+
+        def restart(**other: Any) -> None:
+            if started:
+                stop()
             made.engine, made.address = launch({**fake, **other}, urlsplit(made.address).port)
 
         engine, address = launch(fake)
-        made = App(address, engine, tmp_path / "outputs", restart)
+        made = App(address, engine, tmp_path / "outputs", stop, restart)
         return made
 
     yield start
@@ -149,7 +164,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 def ready(page: Page) -> None:
     """Wait until the page is whole and takes clicks: its parts come up one after another."""
-    page.locator("body.hs-ready").wait_for()
+    page.locator("body.hs-ready:not(.hs-away)").wait_for()
     expect(page.get_by_role("tab")).to_have_count(4)
 
 
@@ -160,14 +175,13 @@ def reload(page: Page) -> None:
 
 def slow_down(context: BrowserContext, page: Page) -> None:
     """Slow the page's scripts by the factor in SLOW_BROWSER: a test that does not wait for what it needs fails then."""
-    factor = float(os.environ.get("SLOW_BROWSER", 1))
-    if factor > 1:
-        context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": factor})
+    if SLOWER > 1:
+        context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
 
 
 def nothing_cut_off(page: Page) -> None:
     """Nothing is wider than the window; what is just coming up may still find its place."""
-    for _ in range(20):
+    for _ in range(round(20 * SLOWER)):
         found = page.evaluate(CUT_OFF)
         if found == []:
             return
@@ -202,17 +216,30 @@ CUT_OFF = """() => [...document.querySelectorAll('main *')].filter((element) => 
 
 def add_person(page: Page, name: str) -> None:
     """Type a name into the empty field and press Add."""
-    page.get_by_label("Name of the person").fill(name)
+    enter(page.get_by_label("Name of the person"), name)
     page.get_by_role("button", name="Add", exact=True).click()
 
 
 def enter(field: Locator, text: str) -> None:
     """Type into a field that has only just come up: within its first moment gradio sets it back once."""
-    field.fill(text)
-    field.page.wait_for_timeout(200)
-    if field.input_value() != text:
+    for _ in range(10):
         field.fill(text)
+        field.page.wait_for_timeout(200 * SLOWER)
+        if field.input_value() == text:
+            return
     expect(field).to_have_value(text)
+
+
+def choose(field: Locator, offered: Locator) -> None:
+    """Choose from a list. It is opened again where it has closed, or what is wanted is not in it yet."""
+    for _ in range(10):
+        field.click()
+        try:
+            offered.click(timeout=2000 * SLOWER)
+            return
+        except TookTooLong:
+            field.page.keyboard.press("Escape")
+    raise AssertionError(f"{offered} cannot be chosen")
 
 
 def open_tab(page: Page, name: str) -> None:

@@ -65,6 +65,18 @@ def test_people_on_the_network_log_in_and_use_the_page(page, protected, address)
     expect(page.get_by_label("Password")).to_be_visible()
 
 
+def test_a_restarted_program_that_knows_nobody_any_more_asks_to_log_in_again(page, tmp_path):
+    wish, credentials = Wish("127.0.0.1", user=USER), Credentials(USER, PASSWORD)
+    with running(tmp_path, make_door(wish, credentials)) as first:
+        page.goto(f"http://127.0.0.1:{first.port}/")
+        log_in(page)
+        expect(page.locator("#count")).to_be_visible()
+    page.locator("#count").click()
+    expect(page.get_by_role("alert")).to_contain_text("The program does not answer.")
+    with running(tmp_path, make_door(wish, credentials), port=first.port):
+        expect(page.get_by_label("Password")).to_be_visible()
+
+
 def test_a_page_without_session_shows_nothing_but_the_form(page, address):
     page.goto(address + "gradio_api/file=/etc/hostname")
     expect(page.get_by_role("heading", name="Headshots")).to_be_visible()

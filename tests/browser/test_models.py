@@ -17,7 +17,7 @@ from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.specs import DownloadSpec
 from headshot_ui.ui import serve
 from headshot_ui.ui.live import Live
-from tests.browser.conftest import BASE, ready, slow_down
+from tests.browser.conftest import BASE, choose, ready, slow_down
 from tests.downloads.conftest import BASE as BASE_ENTRY
 from tests.downloads.conftest import CODEFORMER, Place, online, place, small_catalogue
 from tests.ui.fake_engine import FakeEngine
@@ -68,13 +68,8 @@ def test_a_base_is_downloaded_and_can_be_chosen_at_once(browser: Browser, addres
     expect(rows.locator("li").first).to_contain_text("Checked against the published checksums")
     page.locator("#tab-train-button").click()  # choices of a tab nobody opened yet, and of the open one
     page.locator("#tab-dataset-button").click()
-    for _ in range(20):
-        page.locator("#base input").click()
-        if page.get_by_role("option", name="Photographs").count():
-            break
-        page.keyboard.press("Escape")
-        page.wait_for_timeout(300)
-    expect(page.get_by_role("option", name="Photographs")).to_be_visible()
+    choose(page.locator("#base input"), page.get_by_role("option", name="Photographs"))
+    expect(page.locator("#base input")).to_have_value("Photographs")
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     page.close()
 
@@ -84,7 +79,7 @@ def test_a_licence_is_read_before_it_is_accepted_on_a_phone_too(browser: Browser
     rows = page.locator("#model-rows")
     rows.get_by_role("button", name="Get: Codeformer").click()
     expect(rows).to_contain_text("non-commercial purposes only")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than a phone"
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")  # nothing is wider than a phone
     rows.get_by_role("button", name="Accept, and get it").click()
     expect(page.locator("#bar")).to_contain_text("2.0 MB downloaded and checked.")
     page.locator("#bar").get_by_role("button", name="Show: Downloading codeformer").click()

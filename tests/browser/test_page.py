@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
+from playwright.sync_api import TimeoutError as TookTooLong
 from playwright.sync_api import expect
 from safetensors import safe_open
 
@@ -14,6 +16,7 @@ from headshot_ui.specs import HeadshotsSpec, PrepareSpec, TrainSpec
 from tests.browser.conftest import (
     CUT_OFF,
     add_person,
+    choose,
     drop,
     enter,
     nothing_cut_off,
@@ -159,10 +162,30 @@ def test_a_restarted_program_heals_the_open_page_and_offers_to_go_on(app, open_p
     running.engine.hold.clear()
     start_training(page)
     running.restart()
-    expect(page.locator("#resume")).to_be_visible(timeout=60_000)
-    page.locator("#resume").click()
+    page.locator("#resume").click(timeout=60_000)
     expect(page.locator("#bar")).to_contain_text("Learned in 30 steps.")
     expect(page.get_by_label("Person", exact=True)).to_have_value("anna")
+
+
+def test_while_the_program_is_away_nothing_can_be_pressed_and_no_press_is_lost(app, open_page, photos):
+    running = app(step_s=0.01, steps=30)
+    page = open_page(running.address, expect_errors=True)
+    prepare(page, "anna", photos)
+    running.engine.hold.clear()
+    start_training(page)
+    running.engine.close()
+    resume = page.locator("#resume")
+    expect(resume).to_be_visible()  # the page has heard of the end of the training, and then of nothing more
+    running.stop()
+    expect(page.get_by_role("alert")).to_contain_text("The program does not answer.")
+    with pytest.raises(TookTooLong):
+        resume.click(timeout=1000)
+    resume.focus()
+    expect(resume).not_to_be_focused()
+    running.restart()
+    resume.click()  # at once: it waits for the page that takes it
+    expect(page.locator("#bar")).to_contain_text("Learned in 30 steps.")
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_what_is_missing_is_said_beside_its_field(app, open_page):
@@ -170,7 +193,7 @@ def test_what_is_missing_is_said_beside_its_field(app, open_page):
     page = open_page(running.address)
     page.get_by_role("button", name="Check my photos").click()
     expect(page.locator("#name-problem")).to_contain_text("Give the person a name")
-    page.get_by_label("Name of the person").fill("anna")
+    enter(page.get_by_label("Name of the person"), "anna")
     expect(page.locator("#name-problem [role=alert]")).to_have_count(0)
     page.get_by_role("button", name="Check my photos").click()  # the typed name counts without Add
     expect(page.locator("#photos-problem")).to_contain_text("No photos were given")
@@ -207,7 +230,7 @@ def test_captions_and_choice_of_photos_can_be_changed_and_undone(app, open_page,
     expect(first).to_have_attribute("aria-pressed", "true")
     caption = page.get_by_label("Caption")
     expect(caption).to_have_value("tok person")
-    caption.fill("tok person, <b>smiling</b> ${1+1}")
+    enter(caption, "tok person, <b>smiling</b> ${1+1}")
     page.get_by_role("button", name="Save caption").click()
     expect(page.locator("#editor-done")).to_contain_text("Caption saved.")
     page.get_by_role("button", name="Leave this photo out").click()
@@ -266,8 +289,7 @@ def test_people_are_chosen_kept_over_a_reload_and_deleted(app, open_page, photos
     page.wait_for_function(f"(before) => {kept} !== before", arg=before)
     reload(page)
     expect(person).to_have_value("ben")
-    person.click()
-    page.get_by_role("option", name="anna").click()
+    choose(person, page.get_by_role("option", name="anna"))
     expect(page.locator("#photos li")).to_have_count(4)
     running.engine.hold.clear()
     start_training(page)
@@ -275,6 +297,7 @@ def test_people_are_chosen_kept_over_a_reload_and_deleted(app, open_page, photos
     expect(page.locator("#delete-problem")).to_contain_text("cancel it first")
     expect(page.get_by_role("button", name="Delete for good")).to_be_disabled()
     page.get_by_role("button", name="Keep everything").click()
+    expect(page.locator("#deleting")).to_be_hidden()
     page.locator("#bar").get_by_role("button", name="Cancel").click()
     expect(page.locator("#training-status")).to_contain_text("cancelled")
     page.get_by_role("button", name="Delete …").click()
@@ -315,6 +338,7 @@ def test_a_training_is_deleted_after_asking(app, open_page, photos):
     delete = page.locator("#history").get_by_role("button", name="Delete")
     delete.click()
     page.get_by_role("button", name="Keep it").click()
+    expect(page.locator("#delete-run")).to_be_hidden()  # else the answer to this could take the next question away
     delete.click()
     page.get_by_role("button", name="Delete for good").click()
     expect(page.locator("#trainings")).to_be_hidden()
@@ -413,7 +437,7 @@ def test_the_page_asks_once_per_tick_and_sends_little_when_nothing_is_new(app, o
     prepare(page, "anna", photos)
     running.engine.hold.clear()
     start_training(page)
-    asked = []
+    asked, began = [], time.monotonic()
     page.on("response", lambda answer: asked.append(answer) if re.search("/run/|/predict", answer.url) else None)
     with page.expect_response(lambda answer: "/run/" in answer.url) as first:
         pass
@@ -422,7 +446,7 @@ def test_the_page_asks_once_per_tick_and_sends_little_when_nothing_is_new(app, o
     page.wait_for_timeout(3000)
     with page.expect_response(lambda answer: "/run/" in answer.url):
         pass
-    assert 3 <= len(asked) <= 7  # one per second
+    assert 3 <= len(asked) <= time.monotonic() - began + 2  # one per second
     assert max(len(answer.body()) for answer in asked[2:]) < 40_000
 
 

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from headshot_ui import families
 from headshot_ui.specs import TrainSpec
-from tests.browser.conftest import BASE, open_tab, prepare
+from tests.browser.conftest import BASE, choose, enter, open_tab, prepare
 
 
 def test_a_recipe_fills_the_expert_settings_visibly(app, open_page, photos, monkeypatch):
@@ -19,14 +19,13 @@ def test_a_recipe_fills_the_expert_settings_visibly(app, open_page, photos, monk
     page = open_page(running.address)
     prepare(page, "anna", photos)
     open_tab(page, "Train")
-    page.get_by_label("Recipe", exact=True).click()
-    page.get_by_role("option", name="Original").click()
+    choose(page.get_by_label("Recipe", exact=True), page.get_by_role("option", name="Original"))
     expect(page.locator("#recipe-note")).to_contain_text("100 sampling steps")
     expect(page.locator("#plan")).to_contain_text("1000 steps of 4 batches")
     page.get_by_role("button", name="Expert settings").click()
     expect(page.get_by_label("LoRA rank")).to_have_value("4")
     expect(page.get_by_label("Optimizer")).to_have_value("AdamW in 8 bit")
-    page.get_by_label("LoRA rank").fill("8")
+    enter(page.get_by_label("LoRA rank"), "8")
     page.get_by_label("LoRA rank").press("Enter")
     expect(page.locator("#plan")).to_contain_text("a LoRA of rank 8")
     page.get_by_role("button", name="Start training").click()

@@ -16,6 +16,7 @@ from headshot_ui.settings import Settings
 from headshot_ui.ui import page as page_module
 from headshot_ui.ui import serve
 from headshot_ui.ui.guard import Door
+from headshot_ui.ui.page_js import READY
 from tests.ui.fake_engine import FakeEngine
 
 USER, PASSWORD = "anna", "correct horse"
@@ -30,6 +31,7 @@ def build_tiny(engine: Any, settings: Any, shown_dir: Path, **_: Any) -> Any:
         said = gr.Textbox(label="Said", elem_id="said")
         files.upload(lambda given: f"{len(given)} files", files, said, queue=False)
         gr.Button("Count", elem_id="count").click(lambda: "counted", None, said)
+        page.load(None, js=READY)
     return page
 
 
@@ -78,17 +80,21 @@ class Running:
 
 
 @contextmanager
-def running(tmp_path: Path, door: Door, host: str = "127.0.0.1", **options: Any) -> Iterator[Running]:
+def running(
+    tmp_path: Path, door: Door, host: str = "127.0.0.1", port: int | None = None, **options: Any
+) -> Iterator[Running]:
     """The tiny page behind ``door``."""
     settings = Settings.from_environment(outputs_dir=tmp_path / "outputs")
     engine = FakeEngine(settings)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "build_page", build_tiny)
-        page, _ = serve.launch(engine, settings, host, None, door=door, **options)  # type: ignore[arg-type]
-    assert door.uploads is not None
-    door.uploads.reserve_bytes = 0  # the tests' own disk may be nearly full
-    try:
-        yield Running(page, door, page.server_port)
-    finally:
-        engine.close()
-        page.close(verbose=False)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GRADIO_TEMP_DIR", "")  # back to that of another such page when this one ends
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(page_module, "build_page", build_tiny)
+            page, _ = serve.launch(engine, settings, host, port, door=door, **options)  # type: ignore[arg-type]
+        assert door.uploads is not None
+        door.uploads.reserve_bytes = 0  # the tests' own disk may be nearly full
+        try:
+            yield Running(page, door, page.server_port)
+        finally:
+            engine.close()
+            page.close(verbose=False)
