@@ -232,13 +232,13 @@ def enter(field: Locator, text: str) -> None:
 
 def choose(field: Locator, offered: Locator) -> None:
     """Choose from a list. It is opened again where it has closed, or what is wanted is not in it yet."""
-    for _ in range(10):
+    for _ in range(6):
         field.click()
         try:
-            offered.click(timeout=2000 * SLOWER)
+            offered.click(timeout=5000 * SLOWER)
             return
         except TookTooLong:
-            field.page.keyboard.press("Escape")
+            field.blur()  # a list opens as its field is entered
     raise AssertionError(f"{offered} cannot be chosen")
 
 

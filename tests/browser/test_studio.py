@@ -107,7 +107,7 @@ def test_from_looks_to_starred_pictures_in_a_zip(studio, open_page):
     expect(export).to_have_text("Export starred (1)")
     shots.nth(2).click()
     expect(page.locator("#facts")).to_contain_text("3 of 4")
-    assert page.locator("#large img").evaluate("image => image.naturalWidth") == 256
+    expect(page.locator("#large img")).to_have_js_property("naturalWidth", 256)
     page.get_by_role("button", name="☆ Star").click()
     expect(export).to_have_text("Export starred (2)")
     expect(page.locator("#headshots-cuts img")).to_have_count(4)
