@@ -24,7 +24,7 @@ def protected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context()
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(30_000)
     yield context.new_page()
     context.close()
 
@@ -70,7 +70,7 @@ def test_a_restarted_program_that_knows_nobody_any_more_asks_to_log_in_again(pag
     with running(tmp_path, make_door(wish, credentials)) as first:
         page.goto(f"http://127.0.0.1:{first.port}/")
         log_in(page)
-        expect(page.locator("#count")).to_be_visible()
+        page.locator("body.hs-ready").wait_for()
     page.locator("#count").click()
     expect(page.get_by_role("alert")).to_contain_text("The program does not answer.")
     with running(tmp_path, make_door(wish, credentials), port=first.port):
