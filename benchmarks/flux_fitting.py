@@ -305,7 +305,8 @@ def main(words: Sequence[str] | None = None) -> int:
     pinned.allow(Settings.from_environment(device=device))
     steps = [random_inputs(config, options.side, text, seed, device, dtype) for seed in range(options.steps)]
     shape = sizes.shape_of(config)
-    report: dict[str, Any] = {"size": options.size, "side": options.side, "cap_gib": options.cap, "device": device}
+    report: dict[str, Any] = {"size": options.size, "side": options.side, "cap_gib": options.cap,
+                              "steps": options.steps, "device": device}  # fmt: skip
     if device == "cuda":
         report["card"], report["torch"] = torch.cuda.get_device_name(), torch.__version__
     if options.compare:
@@ -320,15 +321,20 @@ def main(words: Sequence[str] | None = None) -> int:
         report["making_it_fit_seconds"] = ready.seconds
         report["learning"] = learn(ready, steps, device)
         report["learning"]["reserved_gib"] = reserved(device)
+        if device == "cuda":
+            torch.cuda.empty_cache()  # as the program does when it turns from learning to a sample
+            torch.cuda.reset_peak_memory_stats()
         report["drawing"] = draw(ready, steps, device, options.fast)
-    report["reserved_gib"], report["rss_gib"] = reserved(device), rss_gib()
+        report["drawing"]["reserved_gib"] = reserved(device)
+    peaks = [report[what]["reserved_gib"] for what in ("learning", "drawing") if what in report]
+    report["reserved_gib"], report["rss_gib"] = max([*peaks, reserved(device)]), rss_gib()
     report["ok"] = report["reserved_gib"] <= options.cap and report["rss_gib"] <= RAM_LIMIT / 2**30
     print(json.dumps(report, indent=2))
     return 0 if report["ok"] else 1
 
 
 def reserved(device: str) -> float:
-    """Most that torch's allocator held, GiB."""
+    """Most that torch's allocator held since its peaks were last reset, GiB."""
     return torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else 0.0
 
 

@@ -80,7 +80,7 @@ def explain(error: BaseException) -> str:
 
 
 def _translated(error: BaseException) -> str:
-    if _is_out_of_gpu_memory(error):
+    if is_out_of_gpu_memory(error):
         return "The graphics memory ran out: close other programs that use it, or choose a smaller picture or rank;"
     if _is_out_of_main_memory(error):
         return "The memory of this computer ran out: close other programs, or choose a smaller picture or base model;"
@@ -102,10 +102,10 @@ def _of_the_card(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory of either kind ran out."""
-    return _is_out_of_gpu_memory(error) or _is_out_of_main_memory(error)
+    return is_out_of_gpu_memory(error) or _is_out_of_main_memory(error)
 
 
-def _is_out_of_gpu_memory(error: BaseException) -> bool:
+def is_out_of_gpu_memory(error: BaseException) -> bool:
     """Told by name, so that torch need not be imported: torch.OutOfMemoryError, or a plain RuntimeError."""
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     return named or any(words in str(error) for words in _GPU_MEMORY)

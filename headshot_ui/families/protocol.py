@@ -262,11 +262,12 @@ class LoadedBase(Protocol):
         """
 
     # --- memory ------------------------------------------------------------------
-    def fit(self, work: DenoiserWork, precision: str | None = None) -> Fitting | None:
+    def fit(self, work: DenoiserWork, precision: str | None = None, under: int | None = None) -> Fitting | None:
         """Have the base computed from now on in a way that fits this work; None: there is only one way.
 
         To be called when finished LoRAs are on and before anything computes; a LoRA in training may be lost.
-        ``precision`` is that of a run that goes on. Raises MemoryBudgetError with one sentence where nothing fits.
+        ``precision`` is that of a run that goes on; ``under``: no way that takes more of the card than so many bytes,
+        because one ran out of them. Raises MemoryBudgetError with one sentence where nothing fits.
         """
 
     def report_to(self, told: Told | None) -> None:

@@ -59,6 +59,7 @@ class Trainer:
     drawn: tuple[list[LossInputs], Position] | None = None  # inputs of the next attempt, and where they began
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    kept: Checkpoint | None = None  # its last state, once its LoRA was taken off
 
     @classmethod
     def start(
@@ -103,15 +104,19 @@ class Trainer:
 
     def _attempt(self) -> Attempt:
         """One try at a step. While the card computes, what the next one takes is made ready."""
-        batches, _ = self.drawn or self._draw()
+        drawn = self.drawn or self._draw()
         self.drawn = None
 
         def make_ready() -> None:
             self.drawn = self._draw()
 
-        if self.captured is not None:
-            return self.captured.attempt(batches, make_ready)
-        return eager_attempt(self.computing, batches, make_ready)
+        try:
+            if self.captured is not None:
+                return self.captured.attempt(drawn[0], make_ready)
+            return eager_attempt(self.computing, drawn[0], make_ready)
+        except RuntimeError:  # whoever tries again does so with the same photos and noise
+            self.drawn = drawn
+            raise
 
     def let_go(self) -> None:
         """The model is about to be moved or used for something else: free what only the next steps would need."""
@@ -161,6 +166,8 @@ class Trainer:
     # --- to and from checkpoints -------------------------------------------------------------------
     def capture(self) -> Checkpoint:
         """The whole state between two steps."""
+        if self.kept is not None:
+            return self.kept
         position = self._position() if self.drawn is None else self.drawn[1]
         return Checkpoint(
             step=self.step,

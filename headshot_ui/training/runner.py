@@ -14,6 +14,7 @@ from pathlib import Path
 from headshot_ui import __version__
 from headshot_ui.dataset.types import Dataset
 from headshot_ui.errors import Cancelled, DatasetError, SpecError, StoreError
+from headshot_ui.families.fits import Fitting
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.jobs import Reporter
 from headshot_ui.memory import spare_vram_bytes
@@ -37,6 +38,7 @@ from headshot_ui.training.plan import (
     sample_prompt,
     training_photos,
 )
+from headshot_ui.training.refitting import in_less_memory, out_of_memory, sentence
 from headshot_ui.training.rehearsal import look_ahead
 
 STAGE = "Training"
@@ -74,10 +76,11 @@ def train(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset, r
     try:
         if opened.damaged:
             _tell_damaged(opened, report)
+        fitting = _make_fit(opened, loaded)
         trainer, texts = _trainer(opened, store, loaded, dataset, report)
         if saved:
             trainer.restore(saved)
-        _loop(trainer, run, store, texts, sample_prompt(dataset), report)
+        trainer = _loop(trainer, fitting, run, store, texts, sample_prompt(dataset), report)
         _finish(trainer, run, dataset, time.monotonic() - started)
     except BaseException as error:
         with suppress(StoreError):  # the first error is the one to tell
@@ -156,8 +159,6 @@ def _trainer(
 ) -> tuple[Trainer, dict[str, Embeds]]:
     """Everything encoded once, one part of the model in memory at a time, and the LoRA in place."""
     plan = opened.plan
-    loaded.use_loras(())
-    _make_fit(opened, loaded)
     prompts = class_prompts(dataset, plan.class_pictures) if plan.prior_preservation else ()
     captions = [photo.caption for photo in training_photos(dataset)]
     loaded.keep(frozenset({"text"}))
@@ -179,13 +180,19 @@ def _trainer(
     return trainer, texts
 
 
-def _make_fit(opened: _OpenedRun, loaded: LoadedBase) -> None:
+def _make_fit(opened: _OpenedRun, loaded: LoadedBase) -> Fitting | None:
     """Have the base fit the memory, and note what of that changes numbers: a run that goes on keeps to it."""
+    loaded.use_loras(())
     run = load_run(opened.run.folder)
     begun = None if opened.saved is None else str(run.facts.get(PRECISION, ""))
     fitting = loaded.fit(work_of(opened.plan), begun)
     if fitting is not None:
         _log.info("%s (%s)", fitting.sentence, run.folder)
+    _note_precision(run, fitting)
+    return fitting
+
+
+def _note_precision(run: Run, fitting: Fitting | None) -> None:
     if fitting is not None or PRECISION in run.facts:
         change_run(run, facts={**run.facts, PRECISION: "" if fitting is None else fitting.precision})
 
@@ -208,16 +215,37 @@ def _disk_bytes(trainer: Trainer) -> int:
     return lora * (3 * (KEPT + 1) + 1)
 
 
-def _loop(trainer: Trainer, run: Run, store: Store, texts: Mapping[str, Embeds], prompt: str, report: Reporter) -> None:
-    """Steps until ``plan.steps``, with checkpoints and samples in between; a cancel saves what there is."""
+def _loop(
+    trainer: Trainer,
+    fitting: Fitting | None,
+    run: Run,
+    store: Store,
+    texts: Mapping[str, Embeds],
+    prompt: str,
+    report: Reporter,
+) -> Trainer:
+    """Steps until ``plan.steps``, with checkpoints and samples in between; a cancel saves what there is.
+
+    Returns the trainer that came to the end: another one where memory ran out and a smaller way was found.
+    """
     plan = trainer.plan
     try:
         report(STAGE, trainer.step, plan.steps)
         prepared_until = trainer.step
+        begun: Checkpoint | None = trainer.capture()  # an optimizer is not whole when its first step breaks off
         while trainer.step < plan.steps:
             if trainer.step == prepared_until:
                 prepared_until = look_ahead(trainer)
-            trainer.run_step()
+            failed = out_of_memory(trainer.run_step)
+            if failed is not None:
+                found = in_less_memory(trainer, begun or trainer.capture(), fitting)
+                if found is None:
+                    raise failed
+                trainer, fitting = found
+                prepared_until = trainer.step
+                _tell_smaller(trainer, fitting, run, report)
+                continue
+            begun = None
             if trainer.step % plan.checkpoint_every == 0 or trainer.step == plan.steps:
                 _save(trainer, run)
             report(STAGE, trainer.step, plan.steps, metrics=trainer.metrics())
@@ -233,6 +261,17 @@ def _loop(trainer: Trainer, run: Run, store: Store, texts: Mapping[str, Embeds],
         raise
     finally:
         trainer.let_go()
+    return trainer
+
+
+def _tell_smaller(trainer: Trainer, fitting: Fitting | None, run: Run, report: Reporter) -> None:
+    """Of a way that was found when memory ran out; the run's files say how it goes on."""
+    now = load_run(run.folder)
+    level = trainer.plan.gradient_checkpointing
+    _note_precision(change_run(now, spec=dataclasses.replace(now.spec, gradient_checkpointing=level)), fitting)
+    note = sentence(trainer.plan, trainer.step, fitting)
+    _log.warning("%s", note)
+    report(note, trainer.step, trainer.plan.steps, note=note)
 
 
 def _save(trainer: Trainer, run: Run) -> None:

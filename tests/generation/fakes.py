@@ -59,7 +59,7 @@ class FakeBase:
     def keep(self, parts: frozenset[str]) -> None:
         self.events.append(("keep", *sorted(parts)))
 
-    def fit(self, work: DenoiserWork, precision: str | None = None) -> None:
+    def fit(self, work: DenoiserWork, precision: str | None = None, under: int | None = None) -> None:
         self.asked.append((work, len(self.loras)))
 
     def expect(self, parts: frozenset[str], room: int) -> bool:

@@ -135,7 +135,7 @@ def test_a_base_that_is_made_to_fit_a_card(
     """In 8 bit and without its modulation layers: prepared for every timestep that is asked for, in one precision."""
     asked: list[str | None] = []
 
-    def fitted(_info: Any, _work: Any, _settings: Any, precision: str | None, _loras: Any) -> Chosen:
+    def fitted(_info: Any, _work: Any, _settings: Any, precision: str | None, _loras: Any, _under: Any) -> Chosen:
         asked.append(precision)
         return Chosen(Fit(True, True, 0, 3, 0, 0, False))
 

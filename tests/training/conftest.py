@@ -74,6 +74,7 @@ class Listener:
     heard: list[tuple[str, int, int]] = field(default_factory=list)
     previews: list[Path] = field(default_factory=list)
     metrics: list[Mapping[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __call__(
         self,
@@ -82,7 +83,10 @@ class Listener:
         total: int,
         preview: Path | None = None,
         metrics: Mapping[str, float] | None = None,
+        note: str | None = None,
     ) -> None:
+        if note is not None:
+            self.notes.append(note)
         self.heard.append((stage, step, total))
         if preview is not None:
             self.previews.append(preview)

@@ -126,7 +126,7 @@ def our_steps(loaded: LoadedBase, models: RandomFlux, case: Case) -> Callable[[]
 
     spec = TrainSpec(
         person="bench", base=loaded.info.id, steps=1000, rank=RANK, caption_dropout=0.0,
-        gradient_checkpointing=case.checkpointing,
+        gradient_checkpointing=case.checkpointing, size_px=case.size_px,
     )  # fmt: skip
     photos = photos_of(models, case.size_px)
     empty = {name: torch.zeros_like(tensor) for name, tensor in photos[0].embeds.items()}

@@ -88,17 +88,23 @@ class OfLoras:
 
 
 #: As ``choose``; tests put another one in its place.
-Choose = Callable[[BaseInfo, DenoiserWork, "Settings", str | None, OfLoras], Chosen | None]
+Choose = Callable[[BaseInfo, DenoiserWork, "Settings", str | None, OfLoras, int | None], Chosen | None]
 
 
 def choose(
-    info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None, loras: OfLoras = OfLoras()
+    info: BaseInfo,
+    work: DenoiserWork,
+    settings: Settings,
+    precision: str | None = None,
+    loras: OfLoras = OfLoras(),
+    under: int | None = None,
 ) -> Chosen | None:
     """The fastest way that fits the card; None where there is none, and everything is in main memory, or where somebody
     wants it computed in float32, for which these ways are not made.
 
-    ``precision`` is that of a run that goes on, None where there is a choice. Raises MemoryBudgetError with one
-    sentence, ModelError for a damaged config and DeviceError for a card that does not answer.
+    ``precision`` is that of a run that goes on, None where there is a choice; ``under`` bytes of the card at most are
+    planned with, however many there are. Raises MemoryBudgetError with one sentence, ModelError for a damaged config
+    and DeviceError for a card that does not answer.
     """
     if settings.device != "cuda" or settings.dtype == "float32":
         if precision == EIGHT_BIT:
@@ -107,7 +113,10 @@ def choose(
                 "go on with it on one, or start a new run."
             )
         return None
-    return choose_for(info, work, Budget.of(settings), precision, loras)
+    budget = Budget.of(settings)
+    if under is not None:
+        budget = replace(budget, vram=min(budget.vram, under))
+    return choose_for(info, work, budget, precision, loras)
 
 
 def choose_for(

@@ -255,9 +255,9 @@ class LoadedFlux:
         return part == "denoiser" and any(in_model.is_trained(module) for module in self._shelf.modules(part))
 
     # --- memory ------------------------------------------------------------------
-    def fit(self, work: DenoiserWork, precision: str | None = None) -> Fitting | None:
+    def fit(self, work: DenoiserWork, precision: str | None = None, under: int | None = None) -> Fitting | None:
         """See ``protocol.LoadedBase.fit`` and ``choosing.choose``."""
-        chosen = self._choose(self.info, work, self._source.settings, precision, lora.facts_of(self._loras))
+        chosen = self._choose(self.info, work, self._source.settings, precision, lora.facts_of(self._loras), under)
         if chosen is None:
             self.make_fit(None)
             return None

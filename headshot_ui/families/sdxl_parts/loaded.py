@@ -233,7 +233,7 @@ class LoadedSdxl:
         shelf = self._shelf
         return with_parts(self._facts, {part: shelf.modules(part) for part in PARTS})
 
-    def fit(self, work: DenoiserWork, precision: str | None = None) -> Fitting | None:
+    def fit(self, work: DenoiserWork, precision: str | None = None, under: int | None = None) -> Fitting | None:
         """There is only one way."""
         return None
 

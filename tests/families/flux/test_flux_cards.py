@@ -24,7 +24,7 @@ from headshot_ui.parts import real_parts
 from headshot_ui.peaks import Measured, Peaks
 from headshot_ui.residency import Residency
 from headshot_ui.settings import Settings
-from headshot_ui.specs import FULL, NONE, PARTIAL, GenerateSpec, TrainSpec
+from headshot_ui.specs import FULL, NONE, GenerateSpec, TrainSpec
 from headshot_ui.workshop import base_key
 from tests.tiny_flux import make_tiny_flux
 
@@ -103,9 +103,9 @@ def train_on(settings: Settings, peaks: Peaks, spec: TrainSpec = TRAIN) -> tuple
     ("vram", "learning", "level", "drawing"),
     [
         (48, r"in 16 bit \(", NONE, r"in 16 bit \("),
-        (32, r"in 16 bit \(", PARTIAL, r"in 16 bit \("),
-        (24, "in 16 bit, because what depends on the timestep only", PARTIAL, "in 16 bit"),
-        (16, r"in 8 bit \(", PARTIAL, r"in 8 bit \("),
+        (32, "in 16 bit, because what depends on the timestep only", NONE, r"in 16 bit \("),
+        (24, "in 16 bit, because what depends on the timestep only", FULL, "in 16 bit, because"),
+        (16, r"in 8 bit \(", FULL, r"in 8 bit \("),
         (12, r"in 8 bit \(", FULL, r"in 8 bit \("),
         (8, r"in 8 bit, with 3\d of its 57", FULL, r"in 8 bit, with [12]\d of its 57"),
     ],
@@ -129,7 +129,7 @@ def test_the_plan_says_how_it_fits(
 def test_checkpointing_is_preferred_to_8_bit(card: Callable[..., Settings], peaks: Peaks) -> None:
     """A card of 24 GB would hold 8 bit without checkpointing, and holds 16 bit with it."""
     spec, made = train_on(card(24), peaks)
-    assert spec.gradient_checkpointing == PARTIAL and "16 bit" in made.notes[0]
+    assert spec.gradient_checkpointing == FULL and "16 bit" in made.notes[0]
     with pytest.raises(MemoryBudgetError, match="learn with full gradient checkpointing"):
         forecast(replace(TRAIN, gradient_checkpointing=NONE), card(24), real_parts(), peaks)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from headshot_ui import families
@@ -22,6 +23,7 @@ from headshot_ui.settings import Settings
 from headshot_ui.specs import FULL, TrainSpec
 from headshot_ui.store import Store
 from headshot_ui.training import rehearsal
+from headshot_ui.training.refitting import LEAST_LESS
 from headshot_ui.training.runner import train
 from tests.training.conftest import Listener, make_dataset
 
@@ -39,15 +41,25 @@ WAYS = {
 
 @dataclass
 class Machine:
-    """Finds this way, and remembers what it was asked for."""
+    """Finds this way, or a smaller one for a smaller card, and remembers what it was asked for."""
 
     way: Fit | None = None
+    smaller: Fit | None = None
     asked: tuple[DenoiserWork, str | None, OfLoras] | None = None
 
     def __call__(
-        self, info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None, loras: OfLoras
+        self,
+        info: BaseInfo,
+        work: DenoiserWork,
+        settings: Settings,
+        precision: str | None,
+        loras: OfLoras,
+        under: int | None,
     ) -> Chosen | None:
         self.asked = work, precision, loras
+        if under is not None:
+            assert self.smaller is not None and under == -LEAST_LESS, "half a GiB less than what the other way takes"
+            return Chosen(self.smaller, streams_text=self.smaller.streamed > 0)
         return None if self.way is None else Chosen(self.way, streams_text=self.way.streamed > 0)
 
 
@@ -136,6 +148,48 @@ def test_a_stopped_training_ends_as_one_that_was_not(
     assert machine.asked == (
         DenoiserWork(FULL, 64, 64, 1, 5, rank=2), "8 bit" if "8" in name else "", OfLoras(),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "smaller", "call", "precision"),
+    [
+        ("dropped", "streamed", 3, ""),  # the same numbers
+        ("8 bit", "8 bit streamed", 3, "8 bit"),
+        ("dropped", "8 bit streamed", 1, None),  # nothing was learned yet, so other numbers will do
+    ],
+)
+def test_where_memory_runs_out_more_blocks_travel(
+    trained: Any,
+    base: LoadedFlux,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    smaller: str,
+    call: int,
+    precision: str | None,
+) -> None:
+    wanted = trained(smaller)
+    made = [0]
+
+    def short(inputs: Any) -> torch.Tensor:
+        made[0] += 1
+        loss = LoadedFlux.loss(base, inputs)
+        if made[0] == call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    monkeypatch.setattr(base, "loss", short)
+    machine.way, machine.smaller = WAYS[name], WAYS[smaller]
+    store = Store(replace(base._source.settings, outputs_dir=tmp_path))
+    listener = Listener()
+    done = train(TRAIN, store, base, make_dataset(tmp_path / "dataset", ((64, 64),) * 3), listener)
+    assert made[0] == 5 and machine.asked is not None and machine.asked[1] == precision
+    assert done.losses == wanted.losses
+    assert {key: tensor.numpy().tobytes() for key, tensor in load_file(done.lora_path).items()} == wanted.lora
+    assert load_run(done.run_dir).facts["precision"] == ("8 bit" if "8 bit" in smaller else "")
+    (note,) = listener.notes
+    assert f"ran out at step {call}, so the training goes on from there in a smaller way: FLUX.1 fits" in note
 
 
 def test_a_run_in_8_bit_does_not_go_on_without_a_card(settings: Settings, base: LoadedFlux) -> None:

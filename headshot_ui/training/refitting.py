@@ -1,0 +1,85 @@
+"""A training whose step found too little graphics memory goes on in the next smaller way, from where it was.
+
+How much a step takes is estimated before it was ever made. Where the estimate was too small for a card, more gradient
+checkpointing is next, then whatever smaller way the base has; photos, noise, LoRA and optimizer stay as they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+from collections.abc import Callable
+
+from headshot_ui.errors import MemoryBudgetError
+from headshot_ui.families.fits import Fitting
+from headshot_ui.logs import is_out_of_gpu_memory
+from headshot_ui.memory import empty_cache
+from headshot_ui.specs import CHECKPOINTING
+from headshot_ui.training.checkpoint import Checkpoint
+from headshot_ui.training.fitting import work_of
+from headshot_ui.training.loop import Trainer
+from headshot_ui.training.plan import Plan
+
+#: The next way takes so much less at least, so that it is not tried ten times for want of one block.
+LEAST_LESS = 2**29
+
+_log = logging.getLogger(__name__)
+
+
+def out_of_memory(step: Callable[[], object]) -> RuntimeError | None:
+    """Make a step; the error if graphics memory ran out in it, which then holds nothing of what the step had made."""
+    try:
+        step()
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not is_out_of_gpu_memory(error):
+            raise
+        _log.warning("A training step found too little graphics memory", exc_info=error)
+        return error.with_traceback(None)  # its frames would keep the step's tensors
+    return None
+
+
+def in_less_memory(
+    trainer: Trainer, state: Checkpoint, fitting: Fitting | None
+) -> tuple[Trainer, Fitting | None] | None:
+    """A new trainer in the next smaller way, at ``state``, and that way; None where there is none.
+
+    ``fitting`` is the way that was too large. A run that has made steps keeps to its precision. The LoRA of the old
+    trainer is off afterwards, and its ``capture`` gives ``state``. Raises what reading the base again raises.
+    """
+    plan = _more_checkpointing(trainer.plan)
+    if plan is None and fitting is None:
+        return None
+    loaded, plan = trainer.loaded, plan or trainer.plan
+    precision = None if fitting is None or state.step == 0 else fitting.precision
+    under = None if fitting is None else fitting.vram_bytes - LEAST_LESS
+    trainer.kept = state
+    trainer.optimizer.zero_grad()
+    trainer.let_go()
+    loaded.use_loras(())
+    gc.collect()
+    empty_cache(trainer.parameters[0].device.type)
+    try:
+        found = loaded.fit(work_of(plan), precision, under)
+    except MemoryBudgetError:
+        return None
+    loaded.keep(frozenset({"denoiser"}))
+    smaller = Trainer.start(loaded, plan, trainer.photos, trainer.class_items, trainer.empty)
+    smaller.restore(state)
+    return smaller, found
+
+
+def _more_checkpointing(plan: Plan) -> Plan | None:
+    """With the next level; None where all blocks compute again already."""
+    level = CHECKPOINTING.index(plan.gradient_checkpointing) + 1
+    if level == len(CHECKPOINTING):
+        return None
+    return dataclasses.replace(plan, gradient_checkpointing=CHECKPOINTING[level])
+
+
+def sentence(plan: Plan, step: int, fitting: Fitting | None) -> str:
+    """What is told of it."""
+    how = f"with {plan.gradient_checkpointing} gradient checkpointing, which takes longer and learns the same"
+    if fitting is not None:
+        how = f"in a smaller way: {fitting.sentence.rstrip('.')}"
+    return f"The graphics memory ran out at step {step + 1}, so the training goes on from there {how}. Nothing is lost."
