@@ -18,6 +18,8 @@ from headshot_ui.errors import MemoryBudgetError
 from headshot_ui.families.fits import DenoiserWork
 from headshot_ui.families.flux_parts import choosing
 from headshot_ui.families.flux_parts.choosing import Budget, choose_for, least_bytes
+from headshot_ui.families.flux_parts.fitting import RECOMPUTED, Work, _ways
+from headshot_ui.families.flux_parts.sizes import lora_parameters, shape_of
 from headshot_ui.forecast import Forecast, forecast, forecast_lines, settled
 from headshot_ui.memory import CONTEXT_BYTES
 from headshot_ui.parts import real_parts
@@ -206,4 +208,32 @@ def test_the_page_says_what_the_formulas_say(card: Callable[..., Settings]) -> N
         f"| {vram} GB | {cell(True, 512, vram)} | {cell(True, 1024, vram)} | {cell(False, 1024, vram)} |"
         for vram in (32, 24, 16, 12, 8)
     ]
+    assert found == wanted, "\n".join(wanted)
+
+
+def test_the_page_says_what_was_measured(card: Callable[..., Settings]) -> None:
+    root = Path(__file__).parents[3]
+    page = (root / "docs" / "FLUX.md").read_text("utf-8")
+    found = [line for line in page.splitlines() if line.startswith("| ") and " GiB |" in line]
+    runs = json.loads((root / "benchmarks" / "results" / "flux-fitting-h200.json").read_text("utf-8"))
+    bench = json.loads((root / "benchmarks" / "results" / "flux-train-h200.json").read_text("utf-8"))["rows"]
+    points = [
+        (run["side"], FULL, run["way"], f"{run['cap_gib']:.0f} GiB", run["learning"]["reserved_gib"])
+        for run in runs
+        if run["ok"]
+    ]
+    points += [
+        (side, level, "16 bit", "all", row["ours_peak_bytes"] / GIB)
+        for side, level, row in zip((512, 1024), (NONE, FULL), bench, strict=True)
+    ]
+    shape = shape_of(CONFIG)
+
+    def line(side: int, level: str, way: str, cap: str, reserved: float) -> str:
+        work = Work(True, side, side, 20, lora=lora_parameters(shape, 16), recomputed=RECOMPUTED[level])
+        (fit,) = [one for one in _ways(shape, work, 0, 64 * GIB) if one.title == way]
+        estimate = (fit.vram_bytes - CONTEXT_BYTES) / GIB
+        how = "with checkpointing" if level == FULL else "without checkpointing"
+        return f"| {side} px, {how} | {way} | {cap} | {reserved:.2f} GiB | {estimate:.2f} GiB |"
+
+    wanted = [line(*point) for point in points]
     assert found == wanted, "\n".join(wanted)
