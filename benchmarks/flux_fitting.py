@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from headshot_ui import pinned, swapping
 from headshot_ui.capture import Captured
-from headshot_ui.families.flux_parts import eight_bit, fitting, modulation, reading, sizes, streaming
+from headshot_ui.families.flux_parts import eight_bit, fast_products, fitting, modulation, reading, sizes, streaming
 from headshot_ui.memory import CONTEXT_BYTES
 from headshot_ui.settings import Settings
 
@@ -234,9 +234,10 @@ def learn(ready: Ready, steps: Sequence[Inputs], device: str) -> dict[str, float
     return figures
 
 
-def draw(ready: Ready, steps: Sequence[Inputs], device: str, fast: bool) -> dict[str, float]:
+def draw(ready: Ready, steps: Sequence[Inputs], device: str, fast: str | None) -> dict[str, float]:
     """Steps of drawing one by one, and on a card recorded once and repeated."""
-    eight_bit.compute_fast(ready.model, fast)
+    if fast:
+        fast_products.switch_on(ready.model, fast)
     with torch.no_grad():
         plain = [ready.output(inputs, ready.place(inputs)) for inputs in steps[:1]][0]
         one_by_one = timed([lambda i=i: ready.output(i, ready.place(i)) for i in steps], device)  # type: ignore[misc]
@@ -247,7 +248,7 @@ def draw(ready: Ready, steps: Sequence[Inputs], device: str, fast: bool) -> dict
                 figures |= draw_recorded(ready, steps, plain, device)
             except RuntimeError as error:  # out of memory is one; the program goes on step by step then, and so do we
                 say(f"not recorded: {error}")
-    eight_bit.compute_fast(ready.model, False)
+    fast_products.switch_off(ready.model)
     return figures
 
 
@@ -270,7 +271,7 @@ def compare(config: dict[str, Any], steps: Sequence[Inputs], device: str, dtype:
         ready = made_to_fit(config, fit, steps, device, dtype)
         with torch.no_grad():
             outputs = [ready.output(inputs, ready.place(inputs)).float().cpu() for inputs in steps[:4]]
-        ways[dropped] = (outputs, learn(ready, steps, device), draw(ready, steps, device, False))
+        ways[dropped] = (outputs, learn(ready, steps, device), draw(ready, steps, device, None))
         del ready
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -293,7 +294,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--fast", action="store_true", help="draw with 8-bit products")
+    parser.add_argument("--fast", choices=fast_products.KINDS, help="draw with products in 8 bit")
     parser.add_argument("--compare", action="store_true")
     options = parser.parse_args(words)
     device, dtype, config = options.device, torch.bfloat16, SIZES[options.size]

@@ -55,6 +55,8 @@ class DenoiseRequest:
     #: Of bases that can (``Abilities.reuses_blocks``): where the first block's change differs by less than this share
     #: from what it was, the other blocks are not computed. 0.0: always computed.
     reuse_below: float = 0.0
+    #: Likewise: large layers may multiply in 8 bit where the device does that faster and there is room for it.
+    products_in_8_bit: bool = False
     recorder: Recorder | None = None  # None: each step is carried out by itself
 
 

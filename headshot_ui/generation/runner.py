@@ -28,7 +28,7 @@ from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.records import Picture, ordered, write_ranking
 from headshot_ui.generation.refine import REFINING, OpenRefiner, expect, refine_all, refiner_negative, refining_here
 from headshot_ui.generation.refiner_choice import ENSEMBLE, Refining, choose_refining, mark_of
-from headshot_ui.generation.speeds import reuse_below
+from headshot_ui.generation.speeds import products_in_8_bit, reuse_below
 from headshot_ui.generation.vae_mark import vae_mark
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
 from headshot_ui.likeness import Judge, rank
@@ -238,6 +238,7 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[
                     stop_at=refining.switch if refining is not None and halfway else 1.0,
                     guided_share=work.guided_share,
                     reuse_below=reuse_below(work.spec.speed) if can.reuses_blocks else 0.0,
+                    products_in_8_bit=products_in_8_bit(work.spec.speed) and can.reuses_blocks,
                     recorder=recorded.record,
                 )
                 after_first = expect_next if batch is groups[-1] else None

@@ -13,6 +13,9 @@ from headshot_ui.specs import EXACT, FAST
 #: Of bases that take a picture from one pass a step and can leave blocks out of it (FLUX.1): what ParaAttention
 #: publishes for 28 steps of FLUX.1-dev, there 1.5 times as fast.
 REUSE_BELOW = {EXACT: 0.0, FAST: 0.08}
+#: Of the same bases: whether large layers may multiply in 8 bit. Built and compared in numbers, but whether it pays was
+#: never timed on a card; ``benchmarks/flux_products.py`` does, and decides what stands here for ``FAST``.
+PRODUCTS_IN_8_BIT = {EXACT: False, FAST: False}
 #: Of the time of exact pictures, by the same source. Only for plans, until both were measured on the computer.
 REUSING_SHARE = 1 / 1.5
 GUIDED_SHARE = {EXACT: 1.0, FAST: 0.6}
@@ -26,3 +29,8 @@ def guided_share(speed: str) -> float:
 def reuse_below(speed: str) -> float:
     """See ``families.protocol.DenoiseRequest.reuse_below``."""
     return REUSE_BELOW[speed]
+
+
+def products_in_8_bit(speed: str) -> bool:
+    """See ``families.protocol.DenoiseRequest.products_in_8_bit``."""
+    return PRODUCTS_IN_8_BIT[speed]

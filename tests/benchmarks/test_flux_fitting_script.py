@@ -48,5 +48,5 @@ def test_the_smallest_way_learns_what_8_bit_learns(script: Any) -> None:
         assert (ready.streamed is not None) == bool(streamed) and ready.rows is not None
         learned = script.learn(ready, steps, "cpu")
         losses.append((learned["first_loss"], learned["last_loss"]))
-        assert script.draw(ready, steps, "cpu", fast=True)["seconds_per_step"] > 0
+        assert script.draw(ready, steps, "cpu", fast="int8")["seconds_per_step"] > 0
     assert losses[0] == losses[1]

@@ -13,10 +13,7 @@ in the way of weights that travel in blocks of bytes. bitsandbytes' LLM.int8 kee
 on the card, where the processor waits for it in every layer, so that no step can be recorded; its NF4 took 0.93 s for
 a step that takes 0.57 s in 16 bit (H200, 512 px). Here everything is plain torch of fixed shapes.
 
-``fast`` layers also round their input to 8 bit, row by row, and multiply whole numbers (``torch._int_mm``): cards
-since the RTX 20 series do that two to four times as fast as 16 bit. It loses about as much again, so it is for
-drawing only where it is asked for; gradients are always computed the exact way. float8 products would need an RTX 40
-and lose more.
+“Fast” drawing also rounds inputs and multiplies whole numbers: see ``fast_products``.
 
 Shapes: M rows (pictures x tokens), I inputs, O outputs.
 """
@@ -30,8 +27,6 @@ import torch
 
 #: Largest whole number of a weight.
 TOP = 127
-#: ``torch._int_mm`` on CUDA wants more rows than this, and sizes that are multiples of ``_FAST_STEP``.
-_FAST_ROWS, _FAST_STEP = 16, 8
 
 Read = Callable[[str], torch.Tensor]
 
@@ -52,40 +47,27 @@ class _Product(torch.autograd.Function):
         numbers: torch.Tensor,
         factors: torch.Tensor,
         bias: torch.Tensor | None,
-        fast: bool,
     ) -> torch.Tensor:
         """(M, I) to (M, O), in the number format of ``rows``."""
         ctx.save_for_backward(numbers, factors)
-        if fast and len(rows) > _FAST_ROWS and all(size % _FAST_STEP == 0 for size in numbers.shape):
-            out = _whole_product(rows, numbers) * factors.float().T
-            return (out if bias is None else out.add_(bias)).to(rows.dtype)
         return torch.nn.functional.linear(rows, numbers * factors.to(rows.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         numbers, factors = ctx.saved_tensors
         to_rows = grad @ (numbers * factors.to(grad.dtype)) if ctx.needs_input_grad[0] else None
-        return to_rows, None, None, None, None
-
-
-def _whole_product(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """(M, I) times (I, O), float32: each row in whole numbers too, with a factor of its own."""
-    factors = (rows.abs().amax(1, keepdim=True).float() / TOP).clamp_(min=torch.finfo(torch.float32).tiny)
-    whole = (rows / factors).round_().to(torch.int8)
-    product: torch.Tensor = torch._int_mm(whole, numbers.T)
-    return product * factors
+        return to_rows, None, None, None
 
 
 class EightBitLinear(torch.nn.Linear):
     """A frozen linear layer in 8 bit. peft puts LoRAs on it as on any ``nn.Linear``."""
 
-    def __init__(self, numbers: torch.Tensor, factors: torch.Tensor, bias: torch.Tensor | None, fast: bool) -> None:
+    def __init__(self, numbers: torch.Tensor, factors: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__(numbers.shape[1], numbers.shape[0], bias is not None, device="meta")
         self.weight = torch.nn.Parameter(numbers, requires_grad=False)
         if bias is not None:
             self.bias = torch.nn.Parameter(bias, requires_grad=False)
         self.register_buffer("factors", factors)
-        self.fast = fast
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(…, I) to (…, O) in the input's number format, or autocast's."""
@@ -93,7 +75,7 @@ class EightBitLinear(torch.nn.Linear):
         if torch.is_autocast_enabled(kind):
             input = input.to(torch.get_autocast_dtype(kind))
         rows = input.reshape(-1, self.in_features)
-        out: torch.Tensor = _Product.apply(rows, self.weight, self.get_buffer("factors"), self.bias, self.fast)
+        out: torch.Tensor = _Product.apply(rows, self.weight, self.get_buffer("factors"), self.bias)
         return out.reshape(*input.shape[:-1], self.out_features)
 
     def full_weight(self) -> torch.Tensor:
@@ -135,18 +117,11 @@ def shrink(
             told(done, len(layers))
         numbers, factors = rounded(_weight(layer.weight, f"{name}.weight", read).to(work_on))
         bias = None if layer.bias is None else _weight(layer.bias, f"{name}.bias", read).to(stay_on, dtype)
-        small = EightBitLinear(numbers.to(stay_on), factors.to(stay_on), bias, fast=False)
+        small = EightBitLinear(numbers.to(stay_on), factors.to(stay_on), bias)
         owner, _, last = name.rpartition(".")
         transformer.get_submodule(owner).register_module(last, small)
     if told is not None and layers:
         told(len(layers), len(layers))
-
-
-def compute_fast(transformer: torch.nn.Module, fast: bool) -> None:
-    """Have all 8-bit layers round their inputs too, or not."""
-    for module in transformer.modules():
-        if isinstance(module, EightBitLinear):
-            module.fast = fast
 
 
 def _weight(weight: torch.Tensor, name: str, read: Read | None) -> torch.Tensor:

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headshot_ui.families.fits import DenoiserWork, Fitting
-from headshot_ui.families.flux_parts import denoise, lora, loss, text
+from headshot_ui.families.flux_parts import denoise, fast_products, lora, loss, text
 from headshot_ui.families.flux_parts.choosing import Choose, choose
-from headshot_ui.families.flux_parts.configs import FluxFacts, read_facts, schedule_config
+from headshot_ui.families.flux_parts.configs import FluxFacts, read_facts, schedule_config, transformer_config
 from headshot_ui.families.flux_parts.files import CLIP, T5, TRANSFORMER, cell_px
 from headshot_ui.families.flux_parts.fitted import MOVING, MOVING_TEXT, beforehand_of, come_back, is_travelling, set_out
-from headshot_ui.families.flux_parts.fitting import RECOMPUTED
+from headshot_ui.families.flux_parts.fitting import RECOMPUTED, SPARE_BYTES, activation_bytes, tokens_of
 from headshot_ui.families.flux_parts.lora_facts import place_in_files
 from headshot_ui.families.flux_parts.lora_file import read_lora_file
 from headshot_ui.families.flux_parts.lora_write import save_lora
 from headshot_ui.families.flux_parts.preflight import check_base
 from headshot_ui.families.flux_parts.recomputing import recompute
+from headshot_ui.families.flux_parts.sizes import shape_of
 from headshot_ui.families.flux_parts.source import Source
 from headshot_ui.families.flux_parts.streaming import chosen_blocks
 from headshot_ui.families.flux_parts.text_key import text_key_of
@@ -145,13 +146,26 @@ class LoadedFlux:
     def denoise(self, request: DenoiseRequest) -> Iterator[DenoiseStep]:
         """Yield after each step; the caller may stop iterating at any time without harm."""
         transformer, told = self._shelf.ready("denoiser")[0], self._source.told
+        room = self._room_beside(request) if request.products_in_8_bit else None
+        fast_products.ask(transformer, request.products_in_8_bit, self._source.travels("denoiser"), room)
         return denoise.denoise(transformer, self._scheduler_config, request, self.cell_px, told)
+
+    def _room_beside(self, request: DenoiseRequest) -> int | None:
+        """Bytes of the card that such a drawing leaves free; None where it is not a card."""
+        free = self._room()
+        if free is None:
+            return None
+        pixels = request.width * request.height
+        tokens = tokens_of(pixels, len(request.seeds), self.cell_px, self._facts.text_tokens)
+        return free - SPARE_BYTES - activation_bytes(shape_of(transformer_config(self.info)), tokens, None)
 
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
         """See ``lora.add_trainable``."""
         self.use_loras(())
-        return lora.add_trainable(self._shelf.ready("denoiser")[0], rank, alpha, seed)
+        transformer = self._shelf.ready("denoiser")[0]
+        fast_products.switch_off(transformer)
+        return lora.add_trainable(transformer, rank, alpha, seed)
 
     @property
     def scales_loss(self) -> bool:
@@ -297,6 +311,7 @@ class LoadedFlux:
 
     def _come_back(self, part: str, modules: Modules) -> None:
         for module in modules:
+            fast_products.switch_off(module)
             come_back(module)
 
     def report_to(self, told: Told | None) -> None:

@@ -278,7 +278,7 @@ def test_relatives_stand_on_8_bit_too(base: LoadedFlux) -> None:
     from headshot_ui.families.flux_parts.eight_bit import rounded as to_8_bit
 
     numbers, factors = to_8_bit(weight)
-    small = EightBitLinear(numbers, factors, torch.zeros(8, dtype=torch.bfloat16), fast=False)
+    small = EightBitLinear(numbers, factors, torch.zeros(8, dtype=torch.bfloat16))
     plain = torch.nn.Linear(6, 8).requires_grad_(False)
     plain.weight.data = small.full_weight()
     assert computing_dtype(small) == torch.bfloat16 and torch.equal(full_weight(small), small.full_weight())
