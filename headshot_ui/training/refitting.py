@@ -47,10 +47,12 @@ def in_less_memory(
     ``fitting`` is the way that was too large. A run that has made steps keeps to its precision. The LoRA of the old
     trainer is off afterwards, and its ``capture`` gives ``state``. Raises what reading the base again raises.
     """
-    plan = _more_checkpointing(trainer.plan)
-    if plan is None and fitting is None:
+    plans = _with_more_checkpointing(trainer.plan)
+    if fitting is not None:
+        plans = plans or [trainer.plan]
+    if not plans:
         return None
-    loaded, plan = trainer.loaded, plan or trainer.plan
+    loaded = trainer.loaded
     precision = None if fitting is None or state.step == 0 else fitting.precision
     under = None if fitting is None else fitting.vram_bytes - LEAST_LESS
     trainer.kept = state
@@ -59,27 +61,26 @@ def in_less_memory(
     loaded.use_loras(())
     gc.collect()
     empty_cache(trainer.parameters[0].device.type)
-    try:
-        found = loaded.fit(work_of(plan), precision, under)
-    except MemoryBudgetError:
-        return None
-    loaded.keep(frozenset({"denoiser"}))
-    smaller = Trainer.start(loaded, plan, trainer.photos, trainer.class_items, trainer.empty)
-    smaller.restore(state)
-    return smaller, found
+    for plan in plans:
+        try:
+            found = loaded.fit(work_of(plan), precision, under)
+        except MemoryBudgetError:
+            continue
+        loaded.keep(frozenset({"denoiser"}))
+        smaller = Trainer.start(loaded, plan, trainer.photos, trainer.class_items, trainer.empty)
+        smaller.restore(state)
+        return smaller, found
+    return None
 
 
-def _more_checkpointing(plan: Plan) -> Plan | None:
-    """With the next level; None where all blocks compute again already."""
-    level = CHECKPOINTING.index(plan.gradient_checkpointing) + 1
-    if level == len(CHECKPOINTING):
-        return None
-    return dataclasses.replace(plan, gradient_checkpointing=CHECKPOINTING[level])
+def _with_more_checkpointing(plan: Plan) -> list[Plan]:
+    """With each higher level; none where all blocks compute again already."""
+    more = CHECKPOINTING[CHECKPOINTING.index(plan.gradient_checkpointing) + 1 :]
+    return [dataclasses.replace(plan, gradient_checkpointing=level) for level in more]
 
 
 def sentence(plan: Plan, step: int, fitting: Fitting | None) -> str:
     """What is told of it."""
-    how = f"with {plan.gradient_checkpointing} gradient checkpointing, which takes longer and learns the same"
-    if fitting is not None:
-        how = f"in a smaller way: {fitting.sentence.rstrip('.')}"
+    how = f"with {plan.gradient_checkpointing} gradient checkpointing"
+    how += ", which takes longer and learns the same" if fitting is None else f": {fitting.sentence.rstrip('.')}"
     return f"The graphics memory ran out at step {step + 1}, so the training goes on from there {how}. Nothing is lost."

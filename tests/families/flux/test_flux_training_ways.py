@@ -20,7 +20,7 @@ from headshot_ui.families.flux_parts.loaded import LoadedFlux
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.runs import load_run
 from headshot_ui.settings import Settings
-from headshot_ui.specs import FULL, TrainSpec
+from headshot_ui.specs import FULL, NONE, PARTIAL, TrainSpec
 from headshot_ui.store import Store
 from headshot_ui.training import rehearsal
 from headshot_ui.training.refitting import LEAST_LESS
@@ -45,6 +45,7 @@ class Machine:
 
     way: Fit | None = None
     smaller: Fit | None = None
+    refuses: str | None = None  # a level of checkpointing with which nothing fits
     asked: tuple[DenoiserWork, str | None, OfLoras] | None = None
 
     def __call__(
@@ -57,6 +58,8 @@ class Machine:
         under: int | None,
     ) -> Chosen | None:
         self.asked = work, precision, loras
+        if work.learning == self.refuses:
+            raise MemoryBudgetError("FLUX.1 needs more.")
         if under is not None:
             assert self.smaller is not None and under == -LEAST_LESS, "half a GiB less than what the other way takes"
             return Chosen(self.smaller, streams_text=self.smaller.streamed > 0)
@@ -189,7 +192,33 @@ def test_where_memory_runs_out_more_blocks_travel(
     assert {key: tensor.numpy().tobytes() for key, tensor in load_file(done.lora_path).items()} == wanted.lora
     assert load_run(done.run_dir).facts["precision"] == ("8 bit" if "8 bit" in smaller else "")
     (note,) = listener.notes
-    assert f"ran out at step {call}, so the training goes on from there in a smaller way: FLUX.1 fits" in note
+    assert f"ran out at step {call}, so the training goes on from there with full gradient check" in note
+    assert "checkpointing: FLUX.1 fits in" in note
+
+
+def test_a_level_with_which_nothing_fits_is_passed_over(
+    trained: Any, base: LoadedFlux, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From no checkpointing to full, because partial would not do; and where nothing does the error is told."""
+    wanted, calls = trained("streamed"), [0]
+
+    def short(inputs: Any) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return LoadedFlux.loss(base, inputs)
+
+    monkeypatch.setattr(base, "loss", short)
+    monkeypatch.setattr(machine, "refuses", PARTIAL)
+    machine.way, machine.smaller = WAYS["dropped"], WAYS["streamed"]
+    store = Store(replace(base._source.settings, outputs_dir=tmp_path))
+    dataset = make_dataset(tmp_path / "dataset", ((64, 64),) * 3)
+    done = train(replace(TRAIN, gradient_checkpointing=NONE), store, base, dataset, Listener())
+    assert done.losses == wanted.losses and load_run(done.run_dir).spec.gradient_checkpointing == FULL
+    calls[0] = 0
+    monkeypatch.setattr(machine, "refuses", FULL)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(replace(TRAIN, gradient_checkpointing=PARTIAL), store, base, dataset, Listener())
 
 
 def test_a_run_in_8_bit_does_not_go_on_without_a_card(settings: Settings, base: LoadedFlux) -> None:

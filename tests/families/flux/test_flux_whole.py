@@ -96,14 +96,14 @@ def test_the_plan_counts_what_is_learned(tiny: LoadedBase) -> None:
 
 
 def test_learning_takes_what_was_measured_at_full_size(tmp_path: Path) -> None:
-    """An H200's figures (GiB in all, weights 22.2), which have the LoRA in them: see ``flux_parts.fitting``."""
+    """An H200's figures (GiB in all, weights 22.2; ``flux-train-h200.json``), which have the LoRA in them."""
     from headshot_ui.families.flux_parts.fitting import activation_bytes, tokens_of
     from headshot_ui.families.flux_parts.sizes import shape_of
 
-    for side, checkpointed, measured in ((512, False, 28.8), (512, True, 23.3), (1024, True, 24.8)):
+    for side, checkpointed, measured in ((512, False, 32.33), (1024, True, 25.94)):
         tokens = tokens_of(side * side, 1, 8, 512)
         estimated = activation_bytes(shape_of({}), tokens, float(checkpointed), 2) / 2**30
-        least = 0.6 if checkpointed else 0.95
+        least = 0.75 if checkpointed else 0.85
         assert least < estimated / (measured - 22.2) < 1, (side, checkpointed, estimated)
 
 
