@@ -165,7 +165,9 @@ def test_wrong_values_are_told_beside_their_field(studio, open_page):
     running = studio()
     page = open_page(running.address)
     generate_tab(page)
+    expect(page.locator("#plan")).to_contain_text("pictures")
     page.locator("#looks").get_by_role("button", name="Choose none").click()
+    expect(page.locator("#plan")).not_to_contain_text("pictures")  # a change that comes late would clear what is said
     page.get_by_role("button", name="Draw headshots").click()
     expect(page.locator("#presets-problem-g")).to_contain_text("Choose at least one look")
     enter(page.get_by_label("Your own words"), "portrait of {somebody}")
