@@ -18,6 +18,7 @@ from headshot_ui.families.requests import DenoiseStep as DenoiseStep
 from headshot_ui.families.requests import PromptEmbeds as PromptEmbeds
 from headshot_ui.families.requests import Recorder as Recorder
 from headshot_ui.families.requests import RefineRequest as RefineRequest
+from headshot_ui.families.requests import Repeated as Repeated
 from headshot_ui.families.requests import StepFunction as StepFunction
 from headshot_ui.families.requests import Told as Told
 from headshot_ui.families.requests import TrainBatch as TrainBatch
@@ -204,6 +205,9 @@ class LoadedBase(Protocol):
     # --- denoising ---------------------------------------------------------------
     def denoise(self, request: DenoiseRequest) -> Iterator[DenoiseStep]:
         """Yield after each step; the caller may stop iterating at any time without harm."""
+
+    def repeated(self) -> tuple[Repeated, ...]:
+        """What takes most of a pass of the denoiser, if that is in memory: until it is dropped or a LoRA changes."""
 
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:

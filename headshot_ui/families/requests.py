@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,17 @@ StepFunction = Callable[..., tuple["torch.Tensor", ...]]
 #: Makes a step that is carried out many times quick to repeat, without changing what it gives. Beside the step it
 #: takes the module with all the weights that the step reads. ``capture.Graphs.record`` is one.
 Recorder = Callable[[StepFunction, "torch.nn.Module"], StepFunction]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A function that a denoiser carries out many times in a pass; those of equal blocks do the same.
+
+    It is looked up in the instance at each call, so another may be put in its place there and taken away again.
+    """
+
+    owner: Any  # usually a module
+    name: str  # of the attribute that is called
 
 
 #: Hears how far something is that takes a while: a stage in plain words, steps done, steps in all. May raise Cancelled.

@@ -18,17 +18,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headshot_ui.families.lora_parts import linear
+from headshot_ui.families.requests import Repeated
+
+#: What a block computes when its modulation is known: an attribute of each, which does the same for all of one kind.
+CHANGE = "_headshot_ui_change"
 
 Turn = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of every place, (S, E) float32 each, every entry twice
 
 
 def put_in(transformer: Any) -> None:
     """Have the blocks of a FluxTransformer2DModel compute like this for good."""
-    for blocks, faster in ((transformer.transformer_blocks, _double), (transformer.single_transformer_blocks, _single)):
-        for block in blocks:
-            block.forward = partial(faster, block)
+    for block in transformer.transformer_blocks:
+        block.forward, block.__dict__[CHANGE] = partial(_double, block), partial(_double_changed, block)
+    for block in transformer.single_transformer_blocks:
+        block.forward, block.__dict__[CHANGE] = partial(_single, block), partial(_single_changed, block)
+
+
+def repeated(transformer: Any) -> tuple[Repeated, ...]:
+    """What each block computes, but for its modulation: that is two small kernels, or read from a row."""
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    return tuple(Repeated(block, CHANGE) for block in blocks)
 
 
 def speed_up(transformer: Any, adapter: str) -> None:
@@ -53,9 +65,22 @@ def _double(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``diffusers.models.transformers.transformer_flux.FluxTransformerBlock``: (B, S - W, D) and (B, W, D), changed."""
     _refuse(joint_attention_kwargs)
-    words = encoder_hidden_states.shape[1]
-    attn, numbers = block.attn, _numbers(block.norm1, temb, 6)
-    word_numbers = _numbers(block.norm1_context, temb, 6)
+    numbers, word_numbers = _numbers(block.norm1, temb, 6), _numbers(block.norm1_context, temb, 6)
+    changed: tuple[torch.Tensor, torch.Tensor] = block.__dict__[CHANGE](
+        hidden_states, encoder_hidden_states, numbers, word_numbers, image_rotary_emb
+    )
+    return changed
+
+
+def _double_changed(
+    block: Any,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    numbers: Sequence[torch.Tensor],
+    word_numbers: Sequence[torch.Tensor],
+    turn: Turn,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    attn, words = block.attn, encoder_hidden_states.shape[1]
     queries, keys, values = linear.together(
         (attn.to_q, attn.to_k, attn.to_v), _shifted(block.norm1.norm, hidden_states, *numbers[:2])
     )
@@ -69,7 +94,7 @@ def _double(
         torch.cat([attn.norm_added_q(word_queries), attn.norm_q(queries)], dim=1),
         torch.cat([attn.norm_added_k(word_keys), attn.norm_k(keys)], dim=1),
         torch.cat([word_values, values], dim=1),
-        image_rotary_emb,
+        turn,
     )
     word_out, out = out.split_with_sizes([words, out.shape[1] - words], dim=1)
     hidden_states = torch.addcmul(hidden_states, numbers[2], attn.to_out[1](attn.to_out[0](out)))
@@ -88,14 +113,26 @@ def _single(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Likewise ``FluxSingleTransformerBlock``."""
     _refuse(joint_attention_kwargs)
-    words = encoder_hidden_states.shape[1]
-    attn, both = block.attn, torch.cat([encoder_hidden_states, hidden_states], dim=1)
-    shift, scale, gate = _numbers(block.norm, temb, 3)
+    changed: tuple[torch.Tensor, torch.Tensor] = block.__dict__[CHANGE](
+        hidden_states, encoder_hidden_states, _numbers(block.norm, temb, 3), image_rotary_emb
+    )
+    return changed
+
+
+def _single_changed(
+    block: Any,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    numbers: Sequence[torch.Tensor],
+    turn: Turn,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    attn, words = block.attn, encoder_hidden_states.shape[1]
+    both, (shift, scale, gate) = torch.cat([encoder_hidden_states, hidden_states], dim=1), numbers
     *heads, inner = linear.together(
         (attn.to_q, attn.to_k, attn.to_v, block.proj_mlp), _shifted(block.norm.norm, both, shift, scale)
     )
     queries, keys, values = (_by_head(tensor, attn) for tensor in heads)
-    out = _attended(attn.norm_q(queries), attn.norm_k(keys), values, image_rotary_emb)
+    out = _attended(attn.norm_q(queries), attn.norm_k(keys), values, turn)
     changed = torch.addcmul(both, gate, block.proj_out(torch.cat([out, block.act_mlp(inner)], dim=2)))
     encoder_hidden_states, hidden_states = changed.split_with_sizes([words, changed.shape[1] - words], dim=1)
     return encoder_hidden_states, hidden_states
@@ -130,14 +167,24 @@ def _fed_forward(x: torch.Tensor, norm: Any, layers: Any, numbers: Sequence[torc
 def _attended(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, turn: Turn) -> torch.Tensor:
     """(B, S, H, E) each to (B, S, H · E): attention between all tokens, which know their places by ``turn``."""
     cosine, sine = turn
-    turns = torch.complex(cosine[:, ::2], sine[:, ::2])[:, None]
-    query, key, value = (tensor.transpose(1, 2) for tensor in (_turned(queries, turns), _turned(keys, turns), values))
-    if torch.is_grad_enabled():
+    if torch.compiler.is_compiling():  # compilers know no complex numbers, and make one kernel of all this
+        query, key = (_turned_in_real(tensor, cosine[:, None, ::2], sine[:, None, ::2]) for tensor in (queries, keys))
+    else:
+        turns = torch.complex(cosine[:, ::2], sine[:, ::2])[:, None]
+        query, key = _turned(queries, turns), _turned(keys, turns)
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, values))
+    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        with sdpa_kernel(_SAFE_ATTENTION):  # the same as below, as a compiler understands it
+            out = F.scaled_dot_product_attention(query, key, value)
+    elif torch.is_grad_enabled():
         with without_cudnn_attention():
             out = F.scaled_dot_product_attention(query, key, value)
     else:
         out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).flatten(2)
+
+
+_SAFE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @contextmanager
@@ -157,3 +204,10 @@ def _turned(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     et al. 2021, arXiv 2104.09864), in float32 as ``diffusers.models.embeddings.apply_rotary_emb``."""
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+
+def _turned_in_real(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """The same without complex numbers, given (S, 1, E/2) each."""
+    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

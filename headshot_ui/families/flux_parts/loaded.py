@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headshot_ui.families.fits import DenoiserWork, Fitting
-from headshot_ui.families.flux_parts import denoise, fast_products, lora, loss, text
+from headshot_ui.families.flux_parts import blocks, denoise, fast_products, lora, loss, text
 from headshot_ui.families.flux_parts.choosing import Choose, choose
 from headshot_ui.families.flux_parts.configs import FluxFacts, read_facts, schedule_config, transformer_config
 from headshot_ui.families.flux_parts.files import CLIP, T5, TRANSFORMER, cell_px
@@ -33,6 +33,7 @@ from headshot_ui.families.protocol import (
     DenoiseStep,
     OtherVae,
     PromptEmbeds,
+    Repeated,
     TextKey,
     Told,
     TrainBatch,
@@ -158,6 +159,10 @@ class LoadedFlux:
         pixels = request.width * request.height
         tokens = tokens_of(pixels, len(request.seeds), self.cell_px, self._facts.text_tokens)
         return free - SPARE_BYTES - activation_bytes(shape_of(transformer_config(self.info)), tokens, None)
+
+    def repeated(self) -> tuple[Repeated, ...]:
+        """See ``blocks.repeated``."""
+        return tuple(one for transformer in self._shelf.modules("denoiser") for one in blocks.repeated(transformer))
 
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from headshot_ui.families.lora_parts import whole_products
+
 _GROUP = "_headshot_ui_group"
 
 
@@ -28,6 +30,7 @@ class Piece:
     bias: torch.Tensor | None  # (out,)
     up: torch.Tensor  # (out, r), the copy of B
     inner: slice  # its columns of ``inner``, which the products with every A stand side by side in
+    factors: torch.Tensor | None = None  # of a weight in 8 bit: what each row is multiplied with, (out, 1)
 
 
 #: Of layers whose weights are whole numbers (int8): what each row is multiplied with, (out, 1); None for others.
@@ -39,10 +42,29 @@ def full(weight: torch.Tensor, factors: torch.Tensor | None, rows: torch.Tensor)
     return weight if factors is None else weight * factors.to(rows.dtype)
 
 
-def forwards(rows: torch.Tensor, inner: torch.Tensor, piece: Piece, scale: float) -> torch.Tensor:
-    """(N, in) to (N, out), given ``inner`` = rows @ downs.T (N, R)."""
-    out = rows @ piece.weight.T if piece.bias is None else torch.addmm(piece.bias, rows, piece.weight.T)
-    return out.addmm_(inner[:, piece.inner], piece.up.T, alpha=scale)
+def forwards(
+    rows: torch.Tensor, inner: torch.Tensor, piece: Piece, scale: float, after: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(N, in) to (N, out), given ``inner`` = rows @ downs.T (N, R). For ``after`` see ``whole_products.product``."""
+    given = rows, inner[:, piece.inner], piece.weight, piece.factors, piece.bias, piece.up, scale
+    if not torch.compiler.is_compiling():
+        return _forwards(*given)
+    out: torch.Tensor = _whole_forwards(*given, after)
+    return out
+
+
+def _forwards(
+    rows: torch.Tensor,
+    inner: torch.Tensor,
+    weight: torch.Tensor,
+    factors: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    up: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    weight = full(weight, factors, rows)
+    out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+    return out.addmm_(inner, up.T, alpha=scale)
 
 
 def backwards(
@@ -58,6 +80,23 @@ def backwards(
 
     ``grads`` (N, out) are those of the pieces' outputs. Those of the matrices are float32.
     """
+    if not torch.compiler.is_compiling():
+        return _backwards(grads, pieces, rows, inner, downs, scale, wants_rows)
+    starts = [piece.inner.start for piece in pieces]
+    layers = ([getattr(piece, name) for piece in pieces] for name in ("weight", "factors", "up"))
+    to_downs, *others = _whole_backwards(list(grads), *layers, starts, rows, inner, downs, scale, wants_rows)
+    return (others.pop() if wants_rows else None), to_downs, others
+
+
+def _backwards(
+    grads: Sequence[torch.Tensor],
+    pieces: Sequence[Piece],
+    rows: torch.Tensor,
+    inner: torch.Tensor,
+    downs: torch.Tensor,
+    scale: float,
+    wants_rows: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor, list[torch.Tensor]]:
     if scale != 1:
         inner = inner * scale
     to_inner = rows.new_empty(len(rows), len(downs))
@@ -69,10 +108,35 @@ def backwards(
         begun.add(piece.inner.start)
         to_ups.append(_product(grad.T, inner[:, piece.inner]))
         if wants_rows:
-            to_rows = grad @ piece.weight if to_rows is None else to_rows.addmm_(grad, piece.weight)
+            weight = full(piece.weight, piece.factors, rows)
+            to_rows = grad @ weight if to_rows is None else to_rows.addmm_(grad, weight)
     if to_rows is not None:
         to_rows.addmm_(to_inner, downs)
     return to_rows, _product(to_inner.T, rows), to_ups
+
+
+def _backwards_flat(
+    grads: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    factors: Sequence[torch.Tensor | None],
+    ups: Sequence[torch.Tensor],
+    starts: Sequence[int],
+    rows: torch.Tensor,
+    inner: torch.Tensor,
+    downs: torch.Tensor,
+    scale: float,
+    wants_rows: bool,
+) -> list[torch.Tensor]:
+    pieces = [
+        Piece(weight, None, up, slice(start, start + up.shape[1]), factor)
+        for weight, factor, up, start in zip(weights, factors, ups, starts, strict=True)
+    ]
+    to_rows, to_downs, to_ups = _backwards(grads, pieces, rows, inner, downs, scale, wants_rows)
+    return [to_downs, *to_ups] if to_rows is None else [to_downs, *to_ups, to_rows]
+
+
+_whole_forwards = whole_products.product("lora_forwards", _forwards)
+_whole_backwards = whole_products.gradients("lora_backwards", _backwards_flat)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -97,8 +161,8 @@ class _LoraLinears(torch.autograd.Function):
         rank = len(downs) * 5 // len(layers)
         pieces = [
             Piece(
-                full(layers[at], factors[at // 5], rows), layers[at + 1], layers[at + 4],
-                slice(at // 5 * rank, (at // 5 + 1) * rank),
+                layers[at], layers[at + 1], layers[at + 4],
+                slice(at // 5 * rank, (at // 5 + 1) * rank), factors[at // 5],
             )
             for at in range(0, len(layers), 5)
         ]  # fmt: skip
@@ -114,8 +178,7 @@ class _LoraLinears(torch.autograd.Function):
         rank = ctx.rank
         pieces = [
             Piece(
-                full(saved[at], ctx.factors[at // 2], rows), None, saved[at + 1],
-                slice(at // 2 * rank, (at // 2 + 1) * rank),
+                saved[at], None, saved[at + 1], slice(at // 2 * rank, (at // 2 + 1) * rank), ctx.factors[at // 2]
             )
             for at in range(0, len(saved), 2)
         ]  # fmt: skip

@@ -21,6 +21,7 @@ from headshot_ui.families.protocol import (
     DenoiseStep,
     OtherVae,
     PromptEmbeds,
+    Repeated,
     Told,
     TrainBatch,
 )
@@ -148,6 +149,11 @@ class LoadedSdxl:
         """Yield after each step; the caller may stop iterating at any time without harm."""
         unet = self._shelf.ready("denoiser")[0]
         return denoise.denoise(unet, self._facts.scheduler_config, request, self.cell_px)
+
+    def repeated(self) -> tuple[Repeated, ...]:
+        """See ``trained_blocks.repeated``."""
+        unet = self.modules.unet
+        return () if unet is None else trained_blocks.repeated(unet)
 
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:

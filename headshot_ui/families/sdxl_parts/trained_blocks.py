@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from headshot_ui.families.lora_parts import linear
+from headshot_ui.families.requests import Repeated
 
 _AGAIN = "_headshot_ui_again"
 
@@ -51,6 +52,14 @@ def compute_again(unet: Any, enabled: bool) -> None:
     """Whether feed-forward layers, while these blocks train, compute again on the way back instead of keeping."""
     for layers in _feed_forwards(unet):
         layers.__dict__.update({_AGAIN: True}) if enabled else layers.__dict__.pop(_AGAIN, None)
+
+
+def repeated(unet: Any) -> tuple[Repeated, ...]:
+    """Its transformer blocks and residual blocks, trained or not."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    residual = (block for block in unet.modules() if isinstance(block, ResnetBlock2D))
+    return tuple(Repeated(block, "forward") for block in (*_blocks(unet), *residual))
 
 
 def _attentions(unet: Any) -> Iterator[Any]:
@@ -132,7 +141,7 @@ class _FeedForward(torch.autograd.Function):
         rows, inner, last_inner, downs, weight, bias, up_copy, last_downs, last_weight, last_up_copy, *kept = (
             ctx.saved_tensors
         )
-        value, gate, hidden = kept or _between(rows, inner, weight, bias, up_copy, ctx.scales[0])
+        value, gate, hidden = kept or _between(rows, inner, weight, bias, up_copy, ctx.scales[0], after=grad)
         last = linear.Piece(last_weight, None, last_up_copy, slice(0, last_up_copy.shape[1]))
         to_hidden, to_last_down, (to_last_up,) = linear.backwards(
             [grad.reshape(-1, grad.shape[-1])], [last], hidden, last_inner, last_downs, ctx.scales[1], True
@@ -154,9 +163,10 @@ def _between(
     bias: torch.Tensor | None,
     up: torch.Tensor,
     scale: float,
+    after: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What the gated layer makes of its (N, in): value, gate, and value times the GELU of the gate, (N, n) each."""
-    value, gate = (linear.forwards(rows, inner, piece, scale) for piece in _halves(weight, bias, up))
+    value, gate = (linear.forwards(rows, inner, piece, scale, after) for piece in _halves(weight, bias, up))
     return value, gate, F.gelu(gate).mul_(value)
 
 
