@@ -45,6 +45,13 @@ PARTS = (
     ),
     _script("small-card-8gb", 420, "benchmarks/small_cards.py --card 8gb --models {models} --sampling-steps 15"),
     _script("small-card-t4", 420, "benchmarks/small_cards.py --card t4 --models {models} --sampling-steps 15"),
+    _script("compile-sdxl-train", 150, "benchmarks/compiled_blocks.py --model sdxl --work train --report {report}"),
+    _script(
+        "compile-flux-train", 150,
+        "benchmarks/compiled_blocks.py --model flux --work train --level full --report {report}",
+    ),
+    _script("compile-sdxl-draw", 150, "benchmarks/compiled_blocks.py --model sdxl --work draw --report {report}"),
+    _script("compile-flux-draw", 150, "benchmarks/compiled_blocks.py --model flux --work draw --report {report}"),
     _script("train", 300, "-m headshot_ui bench train --report {report}"),
     _script("generate", 300, "-m headshot_ui bench generate --report {report}"),
     _script("swap", 420, "-m headshot_ui bench swap --cap 12 --repeats 4 --report {report}"),

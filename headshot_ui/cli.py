@@ -130,6 +130,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "device": getattr(args, "device", None),
         "vram_limit": getattr(args, "vram_limit", None),
         "ram_limit": getattr(args, "ram_limit", None),
+        "compile": getattr(args, "compile", None),
         "models_dir": getattr(args, "models", None),
         "outputs_dir": getattr(args, "outputs", None),
     }

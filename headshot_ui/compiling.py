@@ -24,7 +24,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headshot_ui.families.requests import Repeated
+from headshot_ui.families.requests import Recorder, Repeated, StepFunction
+from headshot_ui.settings import ALWAYS, NEVER, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,8 @@ Told = Callable[[int], None]
 
 #: Of one function: sizes of photos or pictures, widths of blocks, first blocks whose input needs no gradients.
 MOST_VARIANTS = 64
+#: What is told while something is compiled.
+STAGE = "Compiling"
 #: In the folder of results: what was compiled before is read instead of made.
 FOLDER = "compiled"
 
@@ -66,6 +69,21 @@ def why_not(device: str) -> str:
     if sys.platform != "win32" and not any(map(shutil.which, filter(None, (named, "gcc", "clang", "cc")))):
         return "there is no C compiler (gcc or clang)"
     return ""
+
+
+def wanted(settings: Settings, pays: bool = False) -> bool:
+    """Whether to compile, as the settings say; ``pays``: what was measured says that it saves more than it costs.
+
+    Where it cannot be done the log says why.
+    """
+    if settings.compile == NEVER or not (pays or settings.compile == ALWAYS):
+        return False
+    why = why_not(settings.device)
+    if why:
+        _log.info("Blocks are not compiled: %s", why)
+        return False
+    keep_in(settings.outputs_dir / FOLDER)
+    return True
 
 
 def keep_in(folder: Path) -> None:
@@ -100,6 +118,24 @@ def compiled(
         _log.info("%d graphs were compiled or read in %.1f s", state.compilations, state.seconds)
 
 
+def when_ready(
+    recorder: Recorder, repeated: Callable[[], Sequence[Repeated]], stack: ExitStack, told: Told | None = None
+) -> Recorder:
+    """A recorder that compiles first, for drawing, until ``stack`` ends: only then is the denoiser in memory for sure.
+
+    ``repeated`` is asked at the first step that is to be recorded.
+    """
+    begun: list[bool] = []
+
+    def record(step: StepFunction, module: torch.nn.Module) -> StepFunction:
+        if not begun:
+            begun.append(True)
+            stack.enter_context(compiled(repeated(), learning=False, told=told))
+        return recorder(step, module)
+
+    return record
+
+
 def inductor(graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
     """torch's own compiler, without CUDA graphs of its own."""
     from torch._inductor.compile_fx import compile_fx
@@ -116,7 +152,9 @@ def _set_up(patches: ExitStack) -> None:
     patches.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))  # type: ignore[no-untyped-call,attr-defined]
 
 
-def _carry_out(state: Compiled, own: Callable[..., Any], learning: bool, backend: Backend, *args: Any, **kw: Any) -> Any:
+def _carry_out(
+    state: Compiled, own: Callable[..., Any], learning: bool, backend: Backend, *args: Any, **kw: Any
+) -> Any:
     import torch
     import torch._dynamo
 
@@ -139,7 +177,7 @@ def _carry_out(state: Compiled, own: Callable[..., Any], learning: bool, backend
             raise
         if state.raised is None:
             # If it is not the compiler's fault, the ordinary function raises the same.
-            state.failed[name] = str(error).strip().partition("\n")[0]
+            state.failed[name] = " ".join(str(error).split("\n")[:2]).strip()
             _log.warning("%s is not compiled and goes on as it is: %s", name, state.failed[name])
             _log.debug("%s", error)
             return own(*args, **kw)

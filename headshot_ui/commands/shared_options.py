@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from headshot_ui.settings import DEVICES
+from headshot_ui.settings import COMPILE, DEVICES
+
+_COMPILE = (
+    "compile blocks of networks, which takes a while and makes steps quicker: auto, where this computer has measured "
+    "that it pays; not measured on any card yet, so the default is never"
+)
 
 
 def shared_options() -> argparse.ArgumentParser:
@@ -14,6 +19,7 @@ def shared_options() -> argparse.ArgumentParser:
     group.add_argument("--device", choices=DEVICES, help="what to compute on (default: auto, the best there is)")
     group.add_argument("--vram-limit", metavar="SIZE", help="most GPU memory to use, such as 8GB (default: all)")
     group.add_argument("--ram-limit", metavar="SIZE", help="most main memory to use, such as 12GB (default: all)")
+    group.add_argument("--compile", choices=COMPILE, help=_COMPILE)
     group.add_argument("--models", metavar="FOLDER", help="folder of the base models (default: models)")
     group.add_argument("--outputs", metavar="FOLDER", help="folder for everything made (default: outputs)")
     return shared

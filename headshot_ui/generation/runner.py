@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headshot_ui import families
+from headshot_ui import compiling, families
 from headshot_ui.capture import graphs
 from headshot_ui.errors import Cancelled, StoreError
 from headshot_ui.families.fits import DenoiserWork
-from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, LoadedBase, PromptEmbeds, Vocabulary
+from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, LoadedBase, PromptEmbeds, Recorder, Vocabulary
 from headshot_ui.generation.finish import FINISHING, finish
 from headshot_ui.generation.kept_prompts import KeptPrompts
 from headshot_ui.generation.loras import ChosenLora, base_note, check_family, choose_lora, person_words
@@ -213,6 +214,11 @@ def _all_embeds(work: Work) -> Mapping[str, PromptEmbeds]:
     return embeds
 
 
+def _compiling(work: Work) -> Callable[[int], None]:
+    """How many graphs there will be is not known before."""
+    return lambda done: work.report(compiling.STAGE, done, done + 1)
+
+
 def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[[], None]) -> None:
     """Denoise batch after batch into ``work.drawn``. The LoRA is off again when this ends, however it ends.
 
@@ -225,7 +231,10 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[
         loaded.keep(frozenset({"denoiser"}))  # tells how far it is where that takes long, so drawing is told after it
         stage = DrawingStage(work, DRAWING, len(work.planned), work.steps if refining is None else refining.base_steps)
         groups = _groups(work)
-        with graphs(settings.device) as recorded:
+        with graphs(settings.device) as recorded, ExitStack() as stack:
+            record: Recorder = recorded.record
+            if compiling.wanted(settings):
+                record = compiling.when_ready(record, loaded.repeated, stack, _compiling(work))
             for batch in groups:
                 request = DenoiseRequest(
                     embeds=stacked(embeds, (picture.prompt for picture in batch)),
@@ -239,7 +248,7 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[
                     guided_share=work.guided_share,
                     reuse_below=reuse_below(work.spec.speed) if can.reuses_blocks else 0.0,
                     products_in_8_bit=products_in_8_bit(work.spec.speed) and can.reuses_blocks,
-                    recorder=recorded.record,
+                    recorder=record,
                 )
                 after_first = expect_next if batch is groups[-1] else None
                 latents, clean = stage.run(loaded.denoise(request), len(batch), after_first)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from headshot_ui.errors import HeadshotError
+from headshot_ui.errors import Cancelled, HeadshotError
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.training.cache import Embeds, Item, make_batch
 from headshot_ui.training.capture import CapturedSteps, can_record, cuda_recorder
@@ -59,7 +59,7 @@ class Trainer:
     drawn: tuple[list[LossInputs], Position] | None = None  # inputs of the next attempt, and where they began
     step: int = 0
     losses: list[float] = field(default_factory=list)
-    kept: Checkpoint | None = None  # its last state, once its LoRA was taken off
+    kept: Checkpoint | None = None  # what ``capture`` gives until a step was made (see ``keep``)
 
     @classmethod
     def start(
@@ -96,6 +96,7 @@ class Trainer:
             attempt = self._attempt()
             if attempt.fits:
                 self.step += 1
+                self.kept = None
                 self.losses.append(attempt.loss)
                 return attempt.loss
             if not self.scaler.is_enabled() or not math.isfinite(attempt.loss):  # a smaller scale cannot mend that
@@ -103,19 +104,25 @@ class Trainer:
         raise HeadshotError(self._came_apart(f"the gradients overflowed {MOST_SKIPPED} times in a row"))
 
     def _attempt(self) -> Attempt:
-        """One try at a step. While the card computes, what the next one takes is made ready."""
+        """One try at a step. While the card computes, what the next one takes is made ready.
+
+        Memory may run out in it, and a cancel may come out of it while blocks are being compiled: then it is as if it
+        had not been tried, and whoever tries again does so with the same photos and noise.
+        """
         drawn = self.drawn or self._draw()
-        self.drawn = None
+        batches, self.drawn = drawn[0], None
 
         def make_ready() -> None:
             self.drawn = self._draw()
 
         try:
             if self.captured is not None:
-                return self.captured.attempt(drawn[0], make_ready)
-            return eager_attempt(self.computing, drawn[0], make_ready)
-        except RuntimeError:  # whoever tries again does so with the same photos and noise
+                return self.captured.attempt(batches, make_ready)
+            return eager_attempt(self.computing, batches, make_ready)
+        except (RuntimeError, Cancelled) as error:
             self.drawn = drawn
+            if isinstance(error, Cancelled):
+                self.optimizer.zero_grad()
             raise
 
     def let_go(self) -> None:
@@ -164,6 +171,10 @@ class Trainer:
         return {"loss": recent[-1], "loss_smoothed": math.fsum(recent) / len(recent), "learning_rate": rate}
 
     # --- to and from checkpoints -------------------------------------------------------------------
+    def keep(self, state: Checkpoint) -> None:
+        """The state it has. An optimizer is not whole when its first step breaks off, nor a LoRA that was taken off."""
+        self.kept = state
+
     def capture(self) -> Checkpoint:
         """The whole state between two steps."""
         if self.kept is not None:

@@ -55,7 +55,7 @@ def in_less_memory(
     loaded = trainer.loaded
     precision = None if fitting is None or state.step == 0 else fitting.precision
     under = None if fitting is None else fitting.vram_bytes - LEAST_LESS
-    trainer.kept = state
+    trainer.keep(state)
     trainer.optimizer.zero_grad()
     trainer.let_go()
     loaded.use_loras(())
@@ -69,6 +69,7 @@ def in_less_memory(
         loaded.keep(frozenset({"denoiser"}))
         smaller = Trainer.start(loaded, plan, trainer.photos, trainer.class_items, trainer.empty)
         smaller.restore(state)
+        smaller.keep(state)
         return smaller, found
     return None
 

@@ -24,6 +24,7 @@ from headshot_ui.specs import NONE, TrainSpec
 from headshot_ui.store import Store, check_free_space, readable_bytes, write_json_atomic
 from headshot_ui.training.cache import Embeds, cache_at_sizes, cache_class_pictures, encode_texts
 from headshot_ui.training.checkpoint import KEPT, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
+from headshot_ui.training.compiled import Watch, watched
 from headshot_ui.training.drawing import class_pictures, draw_sample
 from headshot_ui.training.fitting import PRECISION, work_of
 from headshot_ui.training.loop import Trainer
@@ -228,40 +229,55 @@ def _loop(
 
     Returns the trainer that came to the end: another one where memory ran out and a smaller way was found.
     """
-    plan = trainer.plan
+    trainer.keep(trainer.capture())
     try:
-        report(STAGE, trainer.step, plan.steps)
-        prepared_until = trainer.step
-        begun: Checkpoint | None = trainer.capture()  # an optimizer is not whole when its first step breaks off
-        while trainer.step < plan.steps:
-            if trainer.step == prepared_until:
-                prepared_until = look_ahead(trainer)
-            failed = out_of_memory(trainer.run_step)
-            if failed is not None:
-                found = in_less_memory(trainer, begun or trainer.capture(), fitting)
-                if found is None:
-                    raise failed
-                trainer, fitting = found
-                prepared_until = trainer.step
-                _tell_smaller(trainer, fitting, run, report)
-                continue
-            begun = None
-            if trainer.step % plan.checkpoint_every == 0 or trainer.step == plan.steps:
-                _save(trainer, run)
-            report(STAGE, trainer.step, plan.steps, metrics=trainer.metrics())
-            if trainer.step % plan.sample_every == 0:
-                path = run.folder / "samples" / f"step-{trainer.step:06d}.png"
-                stay = spare_vram_bytes(store.settings) >= ROOM_TO_STAY
-                if not stay:
-                    trainer.let_go()
-                draw_sample(trainer.loaded, path, prompt, texts, plan.seed, report, store.settings.device, stay)
-                report(STAGE, trainer.step, plan.steps, preview=path)
-    except Cancelled:  # raised by report only, so always between two steps
+        report(STAGE, trainer.step, trainer.plan.steps)
+        while True:
+            with watched(trainer, store.settings, report) as watch:  # ends before blocks are changed
+                failed = _steps(trainer, watch, run, store, texts, prompt, report)
+            if failed is None:
+                return trainer
+            found = in_less_memory(trainer, trainer.capture(), fitting)
+            if found is None:
+                raise failed
+            trainer, fitting = found
+            _tell_smaller(trainer, fitting, run, report)
+    except Cancelled:  # raised by report, so between two steps, or in one that leaves no trace
         _save(trainer, run)
         raise
     finally:
         trainer.let_go()
-    return trainer
+
+
+def _steps(
+    trainer: Trainer,
+    watch: Watch,
+    run: Run,
+    store: Store,
+    texts: Mapping[str, Embeds],
+    prompt: str,
+    report: Reporter,
+) -> RuntimeError | None:
+    """Until the end, or until a step finds too little graphics memory, whose error is returned."""
+    plan, prepared_until = trainer.plan, trainer.step
+    while trainer.step < plan.steps:
+        if trainer.step == prepared_until:
+            prepared_until = look_ahead(trainer)
+        with watch.step():
+            failed = out_of_memory(trainer.run_step)
+        if failed is not None:
+            return failed
+        if trainer.step % plan.checkpoint_every == 0 or trainer.step == plan.steps:
+            _save(trainer, run)
+        report(STAGE, trainer.step, plan.steps, metrics=trainer.metrics())
+        if trainer.step % plan.sample_every == 0:
+            path = run.folder / "samples" / f"step-{trainer.step:06d}.png"
+            stay = spare_vram_bytes(store.settings) >= ROOM_TO_STAY
+            if not stay:
+                trainer.let_go()
+            draw_sample(trainer.loaded, path, prompt, texts, plan.seed, report, store.settings.device, stay)
+            report(STAGE, trainer.step, plan.steps, preview=path)
+    return None
 
 
 def _tell_smaller(trainer: Trainer, fitting: Fitting | None, run: Run, report: Reporter) -> None:

@@ -184,5 +184,5 @@ def _fed_forward(layers: Any, hidden_states: torch.Tensor, *_: Any) -> torch.Ten
         return out
     x, scale, *gated = linear.group_of(layers.net[0].proj).tensors(hidden_states)
     _, last_scale, *last = linear.group_of(layers.net[2]).tensors(x)
-    out = _FeedForward.apply(x, _AGAIN in layers.__dict__, (scale, last_scale), *gated, *last)
+    out = _FeedForward.apply(x, getattr(layers, _AGAIN, False), (scale, last_scale), *gated, *last)
     return out
