@@ -140,16 +140,17 @@ def inductor(graph: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
     """torch's own compiler, without CUDA graphs of its own."""
     from torch._inductor.compile_fx import compile_fx
 
-    made: Callable[..., Any] = compile_fx(graph, list(inputs))
-    return made
+    made: Any = compile_fx(graph, list(inputs))
+    return made  # type: ignore[no-any-return]
 
 
 def _set_up(patches: ExitStack) -> None:
-    import torch._dynamo
+    import torch._dynamo.config
     import torch._functorch.config
 
     # Gradients are compiled together with what they are of: so a failure comes out of the function, not of autograd.
-    patches.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))  # type: ignore[no-untyped-call,attr-defined]
+    patches.enter_context(torch._functorch.config.patch(force_non_lazy_backward_lowering=True))
+    patches.enter_context(torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS))
 
 
 def _carry_out(
@@ -233,7 +234,5 @@ def _compiled_once(function: Callable[..., Any], backend: Backend) -> Callable[.
             state.compilations += 1
             state.seconds += time.monotonic() - began
 
-    made: Callable[..., Any] = torch.compile(
-        function, fullgraph=True, dynamic=False, backend=counted, recompile_limit=MOST_VARIANTS
-    )
+    made: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, backend=counted)
     return made

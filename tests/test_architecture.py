@@ -39,6 +39,7 @@ LAYERS = {
     "logs": 1,
     "memory": 1,
     "capture": 1,
+    "compiling": 1,
     "card_state": 1,
     "swapping": 1,
     "pinned": 1,
@@ -81,7 +82,7 @@ LAYERS = {
 }
 #: Narrower than the layers: these know nothing of jobs, people and output folders.
 FORBIDDEN = {
-    "families": ("jobs", "runs", "residency", "recognisers", "likeness", "recipes", "capture"),
+    "families": ("jobs", "runs", "residency", "recognisers", "likeness", "recipes", "capture", "compiling"),
     "recognisers": ("jobs", "runs", "residency", "families"),
     "captioners": ("jobs", "runs", "residency", "families", "recognisers"),
     "likeness": ("jobs", "runs", "residency"),

@@ -166,3 +166,11 @@ def test_neither_building_settings_nor_choosing_the_cpu_imports_torch() -> None:
         "s = Settings.from_environment(device='cpu'); s.device, s.dtype; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_blocks_are_not_compiled_unless_asked_for() -> None:
+    assert Settings.from_environment(environment={}).compile == "never"
+    assert Settings.from_environment(environment={"HEADSHOT_UI_COMPILE": "Auto"}).compile == "auto"
+    assert Settings.from_environment(compile="always", environment={"HEADSHOT_UI_COMPILE": "auto"}).compile == "always"
+    with pytest.raises(SetupError, match="compile"):
+        Settings.from_environment(compile="sometimes", environment={})

@@ -208,6 +208,6 @@ def _turned(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 def _turned_in_real(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     """The same without complex numbers, given (S, 1, E/2) each."""
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
     return turned.flatten(-2).to(x.dtype)
