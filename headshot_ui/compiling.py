@@ -119,7 +119,11 @@ def compiled(
 
 
 def when_ready(
-    recorder: Recorder, repeated: Callable[[], Sequence[Repeated]], stack: ExitStack, told: Told | None = None
+    recorder: Recorder,
+    repeated: Callable[[], Sequence[Repeated]],
+    stack: ExitStack,
+    told: Told | None = None,
+    backend: Backend | None = None,
 ) -> Recorder:
     """A recorder that compiles first, for drawing, until ``stack`` ends: only then is the denoiser in memory for sure.
 
@@ -130,7 +134,7 @@ def when_ready(
     def record(step: StepFunction, module: torch.nn.Module) -> StepFunction:
         if not begun:
             begun.append(True)
-            stack.enter_context(compiled(repeated(), learning=False, told=told))
+            stack.enter_context(compiled(repeated(), learning=False, told=told, backend=backend))
         return recorder(step, module)
 
     return record

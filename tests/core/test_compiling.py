@@ -176,3 +176,24 @@ def test_only_a_card_with_a_compiler_is_compiled_for(monkeypatch: pytest.MonkeyP
     assert "C compiler" in compiling.why_not("cuda")
     monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert compiling.why_not("cuda") == ""
+
+
+def test_drawing_is_compiled_when_its_first_step_is_recorded_and_no_longer(blocks: list[Block]) -> None:
+    from contextlib import ExitStack
+
+    asked: list[bool] = []
+
+    def repeated() -> tuple[Repeated, ...]:
+        asked.append(True)
+        return forwards(blocks)
+
+    def recorder(step: Any, module: Any) -> Any:
+        return step
+
+    with ExitStack() as stack, torch.no_grad():
+        record = compiling.when_ready(recorder, repeated, stack, backend=Counting())
+        assert not asked
+        for _ in range(2):
+            record(lambda: run(blocks), blocks[0])()  # type: ignore[arg-type,return-value]
+        assert len(asked) == 1 and all("forward" in vars(block) for block in blocks)
+    assert not any("forward" in vars(block) for block in blocks)
