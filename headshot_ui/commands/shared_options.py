@@ -7,8 +7,8 @@ import argparse
 from headshot_ui.settings import COMPILE, DEVICES
 
 _COMPILE = (
-    "compile blocks of networks, which takes a while and makes steps quicker: auto, where this computer has measured "
-    "that it pays; not measured on any card yet, so the default is never"
+    "compile blocks of networks, which takes a while and is meant to make steps quicker; not measured on any card yet, "
+    "so the default is never (auto: a training, where this computer has timed both ways and it pays)"
 )
 
 
