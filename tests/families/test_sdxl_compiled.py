@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +13,16 @@ import torch
 import torch._dynamo
 from torch._dynamo.backends.registry import lookup_backend
 
-from headshot_ui import compiling
+from headshot_ui import compiling, families
+from headshot_ui.capture import graphs
 from headshot_ui.compiling import compiled
 from headshot_ui.families.lora_parts import linear
+from headshot_ui.families.requests import DenoiseRequest
 from headshot_ui.families.sdxl_parts import lora, trained_blocks
 from headshot_ui.families.sdxl_parts.denoise import one_pass
 from headshot_ui.families.sdxl_parts.load import SdxlModules
 from headshot_ui.prove.random_models import random_part
+from headshot_ui.settings import Settings
 
 TRACED = lookup_backend("aot_eager")
 Step = Callable[[], tuple[torch.Tensor, list[torch.Tensor]]]
@@ -113,3 +119,18 @@ def test_drawing_is_compiled_too_and_leaves_nothing_behind(unet: Any) -> None:
         assert 0 < state.compilations < 16 and not state.failed
         assert (found - plain).norm() <= 1e-5 * plain.norm()
         assert torch.equal(one_pass(unet, *given(unet)), plain)
+
+
+def test_a_loaded_base_draws_the_same_when_its_recorder_compiles(models_dir: Path) -> None:
+    settings = Settings.from_environment(models_dir=models_dir, device="cpu", dtype="float32")
+    loaded = families.load_base(families.find_base("tiny-sdxl", settings), settings)
+    embeds = loaded.encode_prompts(["portrait of tok person"]), loaded.encode_prompts([""])
+    request = DenoiseRequest(*embeds, seeds=[1], steps=2, guidance_scale=2.0, height=64, width=64)
+    plain = [step.latents for step in loaded.denoise(request)][-1]
+    asked: list[int] = []
+    with ExitStack() as stack, graphs("cpu") as recorded:
+        record = compiling.when_ready(recorded.record, loaded.repeated, stack, asked.append, TRACED)
+        found = [step.latents for step in loaded.denoise(replace(request, recorder=record))][-1]
+    assert len(asked) > 1 and (found - plain).norm() <= 1e-5 * plain.norm()
+    assert torch.equal([step.latents for step in loaded.denoise(request)][-1], plain)
+    loaded.release()
