@@ -74,7 +74,17 @@ def wire(panel: ModelsPanel, live: Live, settings: Settings, nudge: gr.State) ->
         press_it(log_in, panel.token, [panel.token, panel.told, panel.problem], **CLICK)
 
 
-def base_dropdown(bases: Sequence[BaseInfo], chosen: str | None, usual: BaseInfo | None, **more: Any) -> gr.Dropdown:
-    """New choices of a tab's base model; what is chosen stays, if it is still there, else it is the usual one."""
-    kept = chosen if chosen in [info.id for info in bases] else (usual.id if usual else None)
-    return gr.Dropdown(choices=[(info.title, info.id) for info in bases], value=kept, **more)
+def base_dropdown(
+    bases: Sequence[BaseInfo], sent: str | None, usual: BaseInfo | None, wanted: str | None = None, **more: Any
+) -> gr.Dropdown:
+    """New choices of a tab's base model.
+
+    What the browser ``sent`` stays, or becomes ``wanted`` where that is given; what is not there any more becomes the
+    usual one. A value that stays is not sent back: somebody may have chosen another while this answer was under way.
+    """
+    kept = wanted or sent
+    if kept not in [info.id for info in bases]:
+        kept = usual.id if usual else None
+    if kept != sent:
+        more["value"] = kept
+    return gr.Dropdown(choices=[(info.title, info.id) for info in bases], **more)

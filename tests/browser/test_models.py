@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def test_a_base_is_downloaded_and_can_be_chosen_at_once(browser: Browser, addres
     page.locator("#tab-train-button").click()  # choices of a tab nobody opened yet, and of the open one
     page.locator("#tab-dataset-button").click()
     choose(page.locator("#base input"), page.get_by_role("option", name="Photographs"))
+    expect(page.locator("#base-note")).to_contain_text(re.compile(r"^\s*x\."))
+    expect(page.locator("#base input")).to_have_value("Photographs")
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     page.close()
 

@@ -265,9 +265,16 @@ def test_the_page_opens_with_the_usual_base(
 
 def test_the_chosen_base_stays_chosen() -> None:
     infos = [BaseInfo(name, "sdxl", name, Path("."), "MIT", "x", 256) for name in ("a", "b")]
-    assert models_panel.base_dropdown(infos, "b", infos[0]).value == "b"
-    assert models_panel.base_dropdown(infos, "c", infos[1]).value == "b"
-    assert models_panel.base_dropdown([], "c", None).value is None
+
+    def answered(*given: Any, **more: Any) -> Any:
+        return models_panel.base_dropdown(*given, **more).constructor_args.get("value", "nothing")
+
+    assert answered(infos, "b", infos[0]) == "nothing"  # what somebody chose meanwhile is not taken back
+    assert answered(infos, "b", infos[0], wanted="b") == "nothing"
+    assert answered(infos, "a", infos[0], wanted="b") == "b"
+    assert answered(infos, "c", infos[1]) == "b"
+    assert answered(infos, None, infos[1]) == "b"
+    assert answered([], "c", None) is None
 
 
 def test_training_is_possible_beside_a_download(live: Live, place: Place, tmp_path: Path) -> None:

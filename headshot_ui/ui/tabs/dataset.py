@@ -132,7 +132,7 @@ def _wire_installed(parts: _Parts, shell: Shell, bases: list[BaseInfo]) -> None:
         bases[:] = families.all_bases(shell.settings)
         usual = usual_base(bases, shell.settings)
         now = usual.id if usual else ""
-        return [base_dropdown(bases, now if chosen == before else chosen, usual), now]
+        return [base_dropdown(bases, chosen, usual, wanted=now if chosen == before else None), now]
 
     shell.installed.change(other_models, [parts.base, before], [parts.base, before], **QUIET)
 
