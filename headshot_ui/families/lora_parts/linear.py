@@ -84,8 +84,9 @@ def backwards(
         return _backwards(grads, pieces, rows, inner, downs, scale, wants_rows)
     starts = [piece.inner.start for piece in pieces]
     layers = ([getattr(piece, name) for piece in pieces] for name in ("weight", "factors", "up"))
-    to_downs, *others = _whole_backwards(list(grads), *layers, starts, rows, inner, downs, scale, wants_rows)
-    return (others.pop() if wants_rows else None), to_downs, others
+    made = _whole_backwards(list(grads), *layers, starts, rows, inner, downs, scale, wants_rows)
+    # Taken by their places: to compilers of before torch 2.12 what such an operation gives is a tuple, however unpacked.
+    return (made[-1] if wants_rows else None), made[0], list(made[1 : 1 + len(starts)])
 
 
 def _backwards(
