@@ -22,6 +22,7 @@ from headshot_ui.families.sdxl_parts.lora_facts import place_in_files
 from headshot_ui.families.sdxl_parts.lora_file import read_lora_file
 from headshot_ui.families.sdxl_parts.lora_write import kohya_tensors, lora_bytes
 from tests.families.lora_maker import PROMPT, bits, delta, draw, place, random_layers, same, usual_layers
+from tests.families.rounding import ROUNDING, apart
 
 LAYOUTS = (KOHYA_LAYOUT, DIFFUSERS)
 FACTS = {"family": "sdxl", "base": "tiny-sdxl", "trigger": "tok", "steps": "40", "date": "2026-11-24T10:00:00Z"}
@@ -184,9 +185,9 @@ def test_prompts_and_pictures_are_as_with_the_deltas_added_by_hand(
                 weight.weight.data += (strength * delta(layer)).to(weight.weight.dtype)
     try:
         for name, tensor in tiny.encode_prompts([PROMPT]).items():
-            assert torch.allclose(tensor, read[name], atol=1e-4)
+            assert apart(tensor, read[name]) < 10 * ROUNDING  # sums in another order, in all layers
             assert not torch.allclose(tensor, plain[name], atol=1e-2)
-        assert torch.allclose(draw(tiny), drawn, atol=1e-4)
+        assert apart(draw(tiny), drawn) < 10 * ROUNDING
         assert not torch.allclose(drawn, before, atol=1e-2)
     finally:
         for part, module in parts(tiny.modules).items():

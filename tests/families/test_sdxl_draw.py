@@ -13,6 +13,7 @@ from diffusers import StableDiffusionXLPipeline
 from headshot_ui import families
 from headshot_ui.families.protocol import DenoiseRequest, DenoiseStep, LoadedBase, StepFunction
 from headshot_ui.settings import Settings
+from tests.families.rounding import ROUNDING, apart
 
 PROMPTS = (
     "portrait of tok person, wearing a navy suit, in front of a bright office",
@@ -83,7 +84,7 @@ def test_pictures_equal_the_pipelines(base: str, guidance_scale: float, settings
         output_type="latent",
     ).images
     ours = last(loaded, request(loaded, PROMPTS, seeds, guidance_scale=guidance_scale))
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert apart(ours, theirs) < ROUNDING
     pictures = [np.asarray(picture) for picture in loaded.decode_latents(ours)]
     expected = pipe.image_processor.postprocess(
         pipe.vae.decode(theirs / pipe.vae.config.scaling_factor).sample.detach(), output_type="pil"
@@ -95,7 +96,7 @@ def test_a_seed_gives_the_same_picture_in_any_batch(tiny: LoadedBase) -> None:
     alone = last(tiny, request(tiny, PROMPTS[:1], (5,)))
     among = last(tiny, request(tiny, (PROMPTS[1], PROMPTS[0], PROMPTS[1]), (9, 5, 1)))
     # Not bit-equal: processors choose their kernels by the size of the batch. A neighbour's noise would differ by 1.
-    assert torch.allclose(alone[0], among[1], atol=1e-4)
+    assert apart(alone[0], among[1]) < ROUNDING
     assert not torch.allclose(alone[0], last(tiny, request(tiny, PROMPTS[:1], (6,)))[0], atol=1e-2)
 
 

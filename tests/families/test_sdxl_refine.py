@@ -23,6 +23,7 @@ from headshot_ui.families.protocol import (
 from headshot_ui.families.sdxl_parts import denoise
 from headshot_ui.families.shared_parts.drawing import first_noise
 from headshot_ui.settings import Settings
+from tests.families.rounding import ROUNDING, apart
 
 PROMPTS = (
     "portrait of tok person, wearing a navy suit, in front of a bright office",
@@ -104,11 +105,11 @@ def test_pictures_equal_the_two_pipelines(base_id: str, guidance: float, way: di
     ).images  # fmt: skip
 
     latents = last(loaded.denoise(base_request(loaded, PROMPTS, SEEDS, guidance, switch or 1.0)))
-    assert torch.allclose(latents, drawn, atol=1e-5)
+    assert apart(latents, drawn) < ROUNDING
     zeros = families.refiner_facts(info, base).zeros_for_empty_prompt
     negative = loaded.encode_prompts(["" if zeros else " "] * 2)
     ours = last(refiner.refine(refine_request(loaded, latents, guidance=guidance, **way, negative_embeds=negative)))
-    assert (ours - expected).abs().max() <= 1e-5
+    assert apart(ours, expected) < ROUNDING
     assert (ours - drawn).abs().max() > 1e-2  # the refiner does something
 
 
@@ -163,7 +164,7 @@ def test_a_seed_gives_the_same_picture_in_any_batch(way: dict, tiny: LoadedBase,
     prompts, seeds = (PROMPTS[1], PROMPTS[0], PROMPTS[1]), (9, 5, 1)
     among = last(refiner.refine(refine_request(tiny, latents, prompts, seeds, **way)))
     alone = last(refiner.refine(refine_request(tiny, latents[1:2], prompts[1:2], seeds[1:2], **way)))
-    assert torch.allclose(alone[0], among[1], atol=1e-5)
+    assert apart(alone[0], among[1]) < ROUNDING
     other = last(refiner.refine(refine_request(tiny, latents[1:2], prompts[1:2], (6,), **way)))
     assert torch.equal(other, alone) == ("start_at" in way)  # only img2img adds noise
 

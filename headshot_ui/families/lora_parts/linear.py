@@ -85,7 +85,7 @@ def backwards(
     starts = [piece.inner.start for piece in pieces]
     layers = ([getattr(piece, name) for piece in pieces] for name in ("weight", "factors", "up"))
     made = _whole_backwards(list(grads), *layers, starts, rows, inner, downs, scale, wants_rows)
-    # Taken by their places: to compilers of before torch 2.12 what such an operation gives is a tuple, however unpacked.
+    # By their places: to the compiler of torch 2.11 what such an operation gives is a tuple, however it is unpacked.
     return (made[-1] if wants_rows else None), made[0], list(made[1 : 1 + len(starts)])
 
 
