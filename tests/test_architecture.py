@@ -21,6 +21,7 @@ PACKAGE = "headshot_ui"
 LAYERS = {
     "errors": 0,
     "collecting": 0,
+    "discovery": 0,
     "reading_ahead": 0,
     "specs": 0,
     "settings": 0,

@@ -6,10 +6,9 @@ when they read weights. What of a description becomes a caption is no matter of 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Protocol
 
+from headshot_ui.discovery import offered
 from headshot_ui.errors import ModelError
 from headshot_ui.wording import how_to_get, listed
 
@@ -47,16 +46,7 @@ class CaptionerLoader(Protocol):
 
 def all_captioners() -> tuple[CaptionerLoader, ...]:
     """Every captioner of this package, by id. Raises ValueError when two files share an id."""
-    found: dict[str, CaptionerLoader] = {}
-    for module in pkgutil.iter_modules(__path__):
-        file = importlib.import_module(f"{__name__}.{module.name}")
-        loader: CaptionerLoader | None = getattr(file, "CAPTIONER", None)
-        if loader is None:
-            continue
-        if loader.id in found:
-            raise ValueError(f"two captioners are called {loader.id}")
-        found[loader.id] = loader
-    return tuple(found[name] for name in sorted(found))
+    return offered(__path__, __name__, "CAPTIONER", "captioners")
 
 
 def find_captioner(settings: Settings, base: BaseInfo) -> CaptionerLoader:

@@ -6,10 +6,9 @@ recognisers up imports their files, and those may.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING, Protocol
 
+from headshot_ui.discovery import offered
 from headshot_ui.errors import ModelError
 from headshot_ui.wording import how_to_get
 
@@ -46,16 +45,7 @@ class RecogniserLoader(Protocol):
 
 def all_recognisers() -> tuple[RecogniserLoader, ...]:
     """Every recogniser of this package, by id. Raises ValueError when two files share an id."""
-    found: dict[str, RecogniserLoader] = {}
-    for module in pkgutil.iter_modules(__path__):
-        file = importlib.import_module(f"{__name__}.{module.name}")
-        loader: RecogniserLoader | None = getattr(file, "RECOGNISER", None)
-        if loader is None:
-            continue
-        if loader.id in found:
-            raise ValueError(f"two recognisers are called {loader.id}")
-        found[loader.id] = loader
-    return tuple(found[name] for name in sorted(found))
+    return offered(__path__, __name__, "RECOGNISER", "recognisers")
 
 
 def find_recogniser(settings: Settings, base: BaseInfo) -> RecogniserLoader:

@@ -18,7 +18,7 @@ from statistics import median
 from headshot_ui import compiling
 from headshot_ui.errors import StoreError
 from headshot_ui.jobs import Reporter
-from headshot_ui.settings import Settings
+from headshot_ui.settings import NEVER, Settings
 from headshot_ui.store import read_json, write_json_atomic
 from headshot_ui.training.loop import Trainer
 
@@ -52,10 +52,14 @@ class StepSeconds:
 
     def pays(self, work: str, steps: int) -> bool:
         """Whether so many steps save more than compiling takes, as far as is known."""
-        known = self._read().get(work, {})
+        known = self.of(work)
         if not {ORDINARY, COMPILED, COMPILING} <= known.keys():
             return False
         return steps * (known[ORDINARY] - known[COMPILED]) > known[COMPILING]
+
+    def of(self, work: str) -> dict[str, float]:
+        """What is known of it."""
+        return self._read().get(work, {})
 
     def note(self, work: str, found: dict[str, float]) -> None:
         """``found`` takes the place of what was known. A number for the next plan is not worth failing a training."""
@@ -85,7 +89,7 @@ def watched(trainer: Trainer, settings: Settings, report: Reporter) -> Iterator[
     """
     plan, watch, known = trainer.plan, Watch(), StepSeconds(settings.outputs_dir / FILE_NAME)
     work = work_of(trainer, settings)
-    if not compiling.wanted(settings, settings.compile != "never" and known.pays(work, plan.steps - trainer.step)):
+    if not compiling.wanted(settings, settings.compile != NEVER and known.pays(work, plan.steps - trainer.step)):
         yield watch
         found = {}
         name = ORDINARY
@@ -97,7 +101,7 @@ def watched(trainer: Trainer, settings: Settings, report: Reporter) -> Iterator[
         with compiling.compiled(trainer.loaded.repeated(), learning=True, told=told) as state:
             yield watch
         # What was read from the disk took little: the most it ever took counts, as for a card without it.
-        before = known._read().get(work, {}).get(COMPILING, 0.0)
+        before = known.of(work).get(COMPILING, 0.0)
         found = {COMPILING: round(max(before, state.seconds), 1)}
         name = COMPILED
         if state.failed or not state.compilations:

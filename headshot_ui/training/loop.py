@@ -119,10 +119,9 @@ class Trainer:
             if self.captured is not None:
                 return self.captured.attempt(batches, make_ready)
             return eager_attempt(self.computing, batches, make_ready)
-        except (RuntimeError, Cancelled) as error:
+        except (RuntimeError, Cancelled):
             self.drawn = drawn
-            if isinstance(error, Cancelled):
-                self.optimizer.zero_grad()
+            self.optimizer.zero_grad()
             raise
 
     def let_go(self) -> None:

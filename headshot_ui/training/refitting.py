@@ -56,7 +56,6 @@ def in_less_memory(
     precision = None if fitting is None or state.step == 0 else fitting.precision
     under = None if fitting is None else fitting.vram_bytes - LEAST_LESS
     trainer.keep(state)
-    trainer.optimizer.zero_grad()
     trainer.let_go()
     loaded.use_loras(())
     gc.collect()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from headshot_ui import captioners
+from headshot_ui import discovery
 from headshot_ui.captioners import all_captioners, find_captioner, florence2
 from headshot_ui.captioners.florence2 import CAPTIONER
 from headshot_ui.downloads.catalogue import load_catalogue
@@ -152,7 +152,7 @@ def test_none_is_found_where_none_is_installed(tmp_path: Path, monkeypatch: pyte
     empty = Settings.from_environment(models_dir=tmp_path, device="cpu", environment={})
     with pytest.raises(ModelError, match="No captioner is installed, so captions cannot be written automatically"):
         find_captioner(empty, BASE)
-    monkeypatch.setattr(captioners.pkgutil, "iter_modules", lambda path: [type("M", (), {"name": "florence2"})] * 2)
+    monkeypatch.setattr(discovery.pkgutil, "iter_modules", lambda path: [type("M", (), {"name": "florence2"})] * 2)
     with pytest.raises(ValueError, match="two captioners are called florence-2"):
         all_captioners()
 

@@ -68,9 +68,10 @@ def dataset(tmp_path: Path) -> Dataset:
 
 @dataclass
 class Listener:
-    """A Reporter that keeps everything and, when told to, cancels at one step of training."""
+    """A Reporter that keeps everything and, when told to, cancels at one step of a stage."""
 
     cancel_at: int | None = None
+    cancel_in: str = "Training"
     heard: list[tuple[str, int, int]] = field(default_factory=list)
     previews: list[Path] = field(default_factory=list)
     metrics: list[Mapping[str, float]] = field(default_factory=list)
@@ -92,7 +93,7 @@ class Listener:
             self.previews.append(preview)
         if metrics is not None:
             self.metrics.append(metrics)
-        if stage == "Training" and step == self.cancel_at:
+        if stage == self.cancel_in and step == self.cancel_at:
             raise Cancelled
 
     def steps(self, stage: str) -> list[int]:

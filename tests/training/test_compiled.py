@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +37,11 @@ def always(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     compiling._compiled_once.cache_clear()
 
 
-class CancelsCompiling(Listener):
-    def __call__(
-        self,
-        stage: str,
-        step: int,
-        total: int,
-        preview: Path | None = None,
-        metrics: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__call__(stage, step, total, preview, metrics)
-        if stage == compiling.STAGE and step == 1:
-            raise Cancelled
-
-
 def test_it_learns_the_same_and_a_cancel_while_compiling_leaves_no_trace(
     store: Store, always: Store, loaded: LoadedBase, dataset: Dataset
 ) -> None:
     plain = train(SPEC, store, loaded, dataset, Listener())
-    cancelling = CancelsCompiling()
+    cancelling = Listener(cancel_at=1, cancel_in=compiling.STAGE)
     with pytest.raises(Cancelled):
         train(SPEC, always, loaded, dataset, cancelling)
     assert cancelling.steps(compiling.STAGE) == [0, 1] and cancelling.steps("Training") == [0]
@@ -72,7 +58,7 @@ def test_a_cancelled_start_goes_on_bit_equal_without_compiling(
 ) -> None:
     plain = train(SPEC, store, loaded, dataset, Listener())
     with pytest.raises(Cancelled):
-        train(SPEC, always, loaded, dataset, CancelsCompiling())
+        train(SPEC, always, loaded, dataset, Listener(cancel_at=1, cancel_in=compiling.STAGE))
     begun = {folder.name for folder in plain.run_dir.parent.iterdir()} - {plain.run_dir.name}
     done = train(dataclasses.replace(SPEC, run=begun.pop()), store, loaded, dataset, Listener())
     assert done.losses == plain.losses

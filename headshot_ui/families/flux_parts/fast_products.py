@@ -128,9 +128,8 @@ def fast_layers(transformer: torch.nn.Module, kind: str) -> list[torch.nn.Linear
 
 
 def _large(transformer: torch.nn.Module) -> Iterator[torch.nn.Linear]:
-    in_16_bit = [(name, layer) for name, layer in layers_of(transformer)]
-    in_8 = [(name, layer) for name, layer in transformer.named_modules() if isinstance(layer, EightBitLinear)]
-    for name, layer in (*in_16_bit, *in_8):
+    in_8 = ((name, layer) for name, layer in transformer.named_modules() if isinstance(layer, EightBitLinear))
+    for name, layer in (*layers_of(transformer), *in_8):
         if ".norm" not in f".{name}":
             yield layer
 
