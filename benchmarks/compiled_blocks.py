@@ -289,6 +289,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--backend", choices=("inductor", "aot_eager"), default="inductor",
                         help="aot_eager generates no code, which is for trying this program")  # fmt: skip
+    parser.add_argument("--cache", type=Path, help="folder for what is compiled, kept; without it an empty one each time")
     parser.add_argument("--report", type=Path, help="where the figures go too")
     options = parser.parse_args(words)
     device = options.device
@@ -299,7 +300,7 @@ def main(words: Sequence[str] | None = None) -> int:
         report["card"] = torch.cuda.get_device_name()
     report |= {"torch": torch.__version__, "cannot": compiling.why_not(device)}
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        folder = options.cache or stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         compiling.keep_in(Path(folder))
         torch._dynamo.reset()
         model = MODELS[options.model](options.size, options.side, options.level, device, torch.bfloat16)

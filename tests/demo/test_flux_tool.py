@@ -27,6 +27,7 @@ from tools.demo_models.checkpoint import resume, save_checkpoint
 from tools.demo_models.common import Average, Clock, adamw
 
 CPU = torch.device("cpu")
+MADE = Path(__file__).parents[2] / "models" / "demo" / flux_pipeline.FOLDER
 EVERYWHERE = torch.ones(2, 1, 64, 64)  # importance of pixels
 
 
@@ -98,7 +99,8 @@ def test_latents_are_packed_as_in_the_pipeline() -> None:
 
 
 def some_batch(count: int = 4) -> train_flux.Batch:
-    data = train_flux.Data(torch.randn(8, 16, 32, 32).half(), as_tokens(some_captions(8))[:, None].short())
+    weights = torch.rand(8, 256, 1)
+    data = train_flux.Data(torch.randn(8, 16, 32, 32).half(), as_tokens(some_captions(8))[:, None].short(), weights)
     torch.manual_seed(1)
     return train_flux.draw_batch(data, count, CPU)
 
@@ -110,6 +112,35 @@ def test_noise_is_mixed_in_as_the_scheduler_does_it() -> None:
     assert torch.allclose(scheduler.scale_noise(batch.clean, batch.sigma * 1000, batch.noise), batch.noisy, atol=1e-6)
     # Going back from the noisy picture along the target by the share of noise is the clean one.
     assert torch.allclose(batch.noisy - batch.sigma[:, None, None] * batch.target, batch.clean, atol=1e-5)
+
+
+def test_errors_in_a_face_count_more_and_most_round_eyes_and_mouth() -> None:
+    box = torch.tensor([[64.0, 64.0, 192.0, 192.0]])
+    marks = torch.tensor([[[104.0, 104.0], [152.0, 104.0], [128.0, 128.0], [110.0, 160.0], [146.0, 160.0]]])
+    weights = train_flux.cell_weights(box, marks)
+    assert weights.shape == (1, 256, 1) and float(weights.mean()) == pytest.approx(1, abs=1e-5)
+    cells = weights.view(16, 16)  # of 16 px
+    beside, face, eye = (float(cells[row, column]) for row, column in ((0, 0), (4, 7), (6, 6)))
+    assert face == pytest.approx(3 * beside, rel=1e-4) and eye == pytest.approx(6 * beside, rel=1e-4)
+    batch = train_flux.draw_batch(
+        train_flux.Data(torch.zeros(2, 16, 32, 32).half(), torch.zeros(2, 1, 77).short(), torch.cat([weights] * 2)),
+        3, CPU,
+    )  # fmt: skip
+    assert torch.equal(batch.weights, torch.cat([weights] * 3))
+
+
+def test_what_is_shipped_can_be_learned_on_from() -> None:
+    base = train_flux.Base(smoke=False, device=CPU)
+    base.read_weights(MADE)
+    pipe = flux_pipeline.load(MADE, CPU)
+    tokens = as_tokens(some_captions(2))
+    with torch.no_grad():
+        ids = base.as_t5(tokens, torch.zeros(2, dtype=torch.bool))
+        assert torch.equal(base.t5(ids)[0], pipe.text_encoder_2(ids)[0])
+    theirs = dict(pipe.transformer.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in base.transformer.named_parameters())
+    with pytest.raises(RuntimeError):
+        train_flux.Base(smoke=True, device=CPU).read_weights(MADE)
 
 
 def test_the_teacher_teaches_what_guidance_does(base: train_flux.Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +156,7 @@ def test_the_teacher_teaches_what_guidance_does(base: train_flux.Base, monkeypat
     wanted = torch.cat([(without + 4 * (caption - without))[:2], batch.target[2:]])
     monkeypatch.setattr(train_flux, "GUIDANCE", (4.0, 4.0))
     got = train_flux.taught_loss(base, base.transformer, base, base.transformer, batch, CPU)
-    assert float(got.detach()) == pytest.approx(float((pupil - wanted).square().mean()), rel=1e-5)
+    assert float(got.detach()) == pytest.approx(float((batch.weights * (pupil - wanted).square()).mean()), rel=1e-5)
     assert not torch.allclose(caption, without, atol=1e-4)
 
 

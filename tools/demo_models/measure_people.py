@@ -74,15 +74,16 @@ class Bench:
     classifier: measure.Judge
     people: dict[str, np.ndarray]  # name → (held-back photos, D)
     gallery: np.ndarray  # (G, D)
+    base: str = BASE
 
 
-def open_bench(settings: Settings) -> Bench:
+def open_bench(settings: Settings, base_id: str = BASE) -> Bench:
     """Load detector, recogniser, classifier and the held-back photos of all bundled people."""
     from headshot_ui import families
     from headshot_ui.dataset.detector import load_detector
     from headshot_ui.likeness import load_gallery, load_recogniser
 
-    base = families.find_base(BASE, settings)
+    base = families.find_base(base_id, settings)
     detector, recogniser = load_detector(settings, base), load_recogniser(settings, base)
     gallery = load_gallery(settings, recogniser)
     if gallery is None:
@@ -92,7 +93,7 @@ def open_bench(settings: Settings) -> Bench:
         photos = sorted((settings.models_dir / "demo" / "held_out" / name).glob("*.jpg"))
         vectors = [embed(detector, recogniser, open_picture(photo)) for photo in photos]
         held_out[name] = _stack([v for v in vectors if v is not None])
-    return Bench(settings, detector, recogniser, measure.load_judge(), held_out, gallery)
+    return Bench(settings, detector, recogniser, measure.load_judge(), held_out, gallery, base_id)
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -156,20 +157,20 @@ def learn(bench: Bench, name: str, out: Path, training: Mapping[str, Any] | None
     from headshot_ui.training.runner import train
 
     settings, store = bench.settings, Store(bench.settings)
-    base = families.find_base(BASE, settings)
+    base = families.find_base(bench.base, settings)
 
     def quiet(*_: object, **__: object) -> None:
         pass
 
     photos = str(settings.models_dir / "demo" / "people" / name)
     files = tuple(str(path) for path in sorted(Path(photos).glob("*.jpg")))
-    dataset = prepare(PrepareSpec(name, files, BASE, held_out=0), store, base, bench.detector, quiet)
+    dataset = prepare(PrepareSpec(name, files, bench.base, held_out=0), store, base, bench.detector, quiet)
     crops = [open_picture(dataset.folder / photo.crop) for photo in dataset.photos if photo.verdict == "train"]
     loaded = families.load_base(base, settings)
     looks = tuple(load_presets(settings))[:LOOKS]
-    wanted = GenerateSpec(name, BASE, presets=looks, count=each, seed=seed, guidance_scale=guidance)
+    wanted = GenerateSpec(name, bench.base, presets=looks, count=each, seed=seed, guidance_scale=guidance)
     before = generate(wanted, store, loaded, quiet)
-    trained = train(TrainSpec(name, BASE, seed=seed, **(training or {})), store, loaded, dataset, quiet)
+    trained = train(TrainSpec(name, bench.base, seed=seed, **(training or {})), store, loaded, dataset, quiet)
     after = generate(GenerateSpec(**{**wanted.to_json(), "presets": looks, "lora": "latest"}), store, loaded, quiet)
     loaded.release()
 
@@ -238,20 +239,30 @@ def _sheet(
     sheet.save(path)
 
 
+def number_or_word(value: str) -> int | float | str:
+    """A field of TrainSpec from the command line."""
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
 def main() -> None:
     """Measure the people asked for and write ``figures.json`` and one sheet each."""
     from headshot_ui.settings import Settings
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base", default=BASE)
     parser.add_argument("--people", nargs="*", default=PEOPLE)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=NUMBER", help="fields of TrainSpec")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of TrainSpec")
     options = parser.parse_args()
-    training = {key: (float(value) if "." in value or "e" in value else int(value))
-                for key, value in (pair.split("=") for pair in options.set)}  # fmt: skip
-    bench = open_bench(Settings.from_environment(outputs_dir=options.out / "outputs"))
+    training = {key: number_or_word(value) for key, value in (pair.split("=") for pair in options.set)}
+    bench = open_bench(Settings.from_environment(outputs_dir=options.out / "outputs"), options.base)
     figures = []
     for name in options.people:
         figures.append(asdict(learn(bench, name, options.out, training, options.guidance, options.seed).figures))
