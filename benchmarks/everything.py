@@ -61,7 +61,7 @@ PARTS = (
         _script(f"flux-{cap}", 240, f"benchmarks/flux_fitting.py --cap {cap} --side {side} --steps {steps}")
         for cap, side, steps in ((23, 1024, 20), (15, 1024, 20), (11, 1024, 20), (7, 512, 20))
     ),
-    _script("flux-compare", 240, "benchmarks/flux_fitting.py --cap 120 --compare"),
+    _script("flux-compare", 240, "benchmarks/flux_fitting.py --cap 120 --side 512 --compare"),
     _script("flux-fast-products", 180, "benchmarks/flux_products.py --side 1024 --repeats 40"),
     _script("flux-train", 420, "-m headshot_ui bench train --model flux --report {report}"),
     _script("flux-generate", 420, "-m headshot_ui bench generate --model flux --report {report}"),

@@ -53,3 +53,10 @@ def test_every_program_knows_its_options(everything, monkeypatch):
         text = (ROOT / part.arguments[0]).read_text(encoding="utf-8")
         for option in (each for each in part.arguments if each.startswith("--")):
             assert f'"{option}"' in text, f"{part.name}: {option}"
+
+
+def test_what_is_compared_is_what_was_published(everything):
+    """Of dropped modulation and the ordinary way, figures are of one side."""
+    (part,) = [part for part in everything.PARTS if part.name == "flux-compare"]
+    published = json.loads((ROOT / "benchmarks" / "results" / "flux-compare-h200.json").read_text(encoding="utf-8"))
+    assert part.arguments[part.arguments.index("--side") + 1] == str(published["side"])
