@@ -180,7 +180,7 @@ def needed_bytes(work: Work, checkpointing: str) -> int:
 
 def checkpoints(card: Card, work: Work) -> str | None:
     """The gradient checkpointing with which learning at 1024 is planned on this card; None where nothing fits."""
-    from headshot_ui.forecast import ROOM_FOR_DOUBT
+    from headshot_ui.families.fits import ROOM_FOR_DOUBT
     from headshot_ui.specs import CHECKPOINTING, FULL
 
     for level in CHECKPOINTING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from headshot_ui.amounts import Known, StagePlan, plan_stages
 from headshot_ui.card_state import plan_notes, who_holds_memory
 from headshot_ui.errors import HeadshotError, MemoryBudgetError
+from headshot_ui.families.fits import ROOM_FOR_DOUBT
 from headshot_ui.memory import (
     CONTEXT_BYTES,
     free_ram_bytes,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 2**30
 #: Seconds are told for up to so many times the work that was measured.
 MOST_SCALED = 10
-#: An estimate that was never measured must leave this much over before more checkpointing is thought unnecessary.
-ROOM_FOR_DOUBT = 1.1
 #: What people call the stages.
 DOING = {
     "prepare": "preparing the photos",

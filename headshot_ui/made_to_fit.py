@@ -61,9 +61,10 @@ def _made_to_fit(
     read = sum(turn.weight_bytes for turn in made.turns if turn.name in ("text encoders", "denoiser"))
     takes = {"text encoders": found.text_vram_bytes, "denoiser": found.vram_bytes}
     turns = tuple(
-        replace(turn, weight_bytes=takes[turn.name] - CONTEXT_BYTES, working_bytes=0) if turn.name in takes else turn
+        replace(turn, weight_bytes=takes[turn.name] - CONTEXT_BYTES, working_bytes=0) if turn.name in takes
+        else replace(turn, weight_bytes=turn.weight_bytes + found.staying_bytes)
         for turn in made.turns
-    )
+    )  # fmt: skip
     return replace(
         made, size=f"{made.size}, {found.title}", turns=turns, notes=(found.sentence,),
         first_s=read / READ_PER_S, every_block=found.every_block,

@@ -1,6 +1,7 @@
 """Which models are in memory and which of them on the device: room is made before a load, never after an error.
 
-    on the device   one at a time, several only where their weights are small beside its memory
+    on the device   one at a time, several only where their weights are small beside its memory, or where the large one
+                    says what it takes
     main memory     those used last stay for the next job while they fit; the longest unused goes first, and then
                     those in use drop what they do not need now and read it again from their files later
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from headshot_ui import pinned
 from headshot_ui.card_state import out_of_graphics_memory
 from headshot_ui.errors import Cancelled, MemoryBudgetError, ModelError
-from headshot_ui.families.fits import LeastBytes
+from headshot_ui.families.fits import ROOM_FOR_DOUBT, LeastBytes
 from headshot_ui.memory import (
     OVERHEAD_BYTES,
     RAM_SHARE,
@@ -183,17 +184,26 @@ class Residency:
         """Move others off the device, unused ones first, until those left clearly fit together with ``key``."""
         others = [other for other in self._on_device() if other != key]
         others.sort(key=lambda other: self._held[other].users > 0)
-        while others and not self._clearly_fit([*others, key]):
+        while others and not self._clearly_fit(others, coming=key):
             self._held[others.pop(0)].leave_device()
 
     def _on_device(self) -> list[ModelKey]:
         return [key for key, held in self._held.items() if held.on_device]
 
-    def _clearly_fit(self, keys: Iterable[ModelKey]) -> bool:
-        """Whether the weights of all these are small beside the device's memory; a CPU has none of its own."""
+    def _clearly_fit(self, keys: Iterable[ModelKey], coming: ModelKey | None = None) -> bool:
+        """Whether all these are small beside the device's memory; a CPU has none of its own.
+
+        The only large model among them counts as it says, if it does and is there: one that is ``coming`` may be to do
+        something else now.
+        """
         if self._settings.device != "cuda":
             return False
-        return sum(map(self._weights, keys)) <= DEVICE_SHARE * vram_budget_bytes(self._settings)
+        takes = {key: self._weights(key) / DEVICE_SHARE for key in (*keys, *([] if coming is None else [coming]))}
+        large = [key for key in takes if key.kind in _IN_SETTINGS_DTYPE]
+        if len(large) == 1 and large[0] != coming:
+            said: int | None = getattr(self._held[large[0]].thing, "takes_bytes", None)
+            takes[large[0]] = takes[large[0]] if said is None else ROOM_FOR_DOUBT * said
+        return sum(takes.values()) <= vram_budget_bytes(self._settings)
 
     def _forget_older(self, key: ModelKey) -> None:
         """Drop what was loaded under the same name before it changed."""

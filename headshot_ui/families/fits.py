@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 #: A stage that ``LoadedBase.report_to`` tells of in every job, and so no part of getting the base ready.
 COMPUTED_EACH_JOB = "Computing what depends on the timestep only"
+#: What was only estimated must leave this much over before a way is chosen because it is quicker.
+ROOM_FOR_DOUBT = 1.1
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Fitting:
     text_vram_bytes: int  # likewise while prompts are read
     ram_bytes: int  # of the process at least
     every_block: bool = False  # all blocks compute in every step, whatever ``DenoiseRequest.reuse_below`` allows
+    staying_bytes: int = 0  # of all parts, where they stay on the card together whichever computes; 0: they take turns
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,11 @@ class LoadedBase(Protocol):
         because one ran out of them. Raises MemoryBudgetError with one sentence where nothing fits.
         """
 
+    @property
+    def takes_bytes(self) -> int | None:
+        """Where ``fit`` found room for all parts at once: what the process takes of the card then, at most, while it
+        computes. Its parts stay there together until ``keep`` is given none. None: they take turns."""
+
     def report_to(self, told: Told | None) -> None:
         """``told`` hears from now on how far weights are that are read or made to fit, where that may take long.
 
@@ -281,7 +286,10 @@ class LoadedBase(Protocol):
         """
 
     def keep(self, parts: frozenset[str]) -> None:
-        """Have only these parts ("text", "vae", "denoiser") on the device; others go to the CPU or away."""
+        """Have only these parts ("text", "vae", "denoiser") on the device; others go to the CPU or away.
+
+        Where there is room for all (``takes_bytes``) what is there stays, until no part at all is to be kept.
+        """
 
     def expect(self, parts: frozenset[str], room: int) -> bool:
         """These parts come next: their weights may set out now and take ``room`` bytes of the device beside what

@@ -58,6 +58,7 @@ class Shelf:
         self._on_going, self._on_leaving, self._on_moved = on_going, on_leaving, on_moved
         self._here: set[str] = set()  # parts that compute now, or did since the last ``keep``
         self.frugal = source is not None and source.in_turns  # main memory is short: nothing waits there
+        self.together = False  # the device holds all parts at once: what is there stays until all are to go
 
     @property
     def here(self) -> Collection[str]:
@@ -93,6 +94,8 @@ class Shelf:
 
     def keep(self, parts: frozenset[str]) -> None:
         """See ``protocol.LoadedBase.keep``."""
+        if self.together and parts:
+            parts = parts | self._here
         self._here = set(parts)
         for part in self._parts.keys() - parts:
             self._on_leaving(part, self._parts[part])

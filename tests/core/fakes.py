@@ -38,6 +38,7 @@ class FakeLoaded:
     kept: list[frozenset[str]] = field(default_factory=list)
     told: list[Any] = field(default_factory=list)
     released: int = 0
+    takes_bytes: float | None = None
 
     def report_to(self, told: Any) -> None:
         self.told.append(told)

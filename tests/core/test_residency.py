@@ -259,6 +259,29 @@ def test_on_a_card_unused_models_leave_before_those_in_use(
     assert demo.only.kept == [] and refiner.only.kept == []
 
 
+def test_a_large_model_that_says_what_it_takes_stays_beside_small_networks(
+    card: Callable[[int], Residency], settings: Settings, demo: Loader, other: Loader
+) -> None:
+    """Its weights are more than a quarter of the card, and it was found that with all it computes it takes half."""
+    gib = 2**30
+    demo.resize(3 * gib // 4)
+    other.resize(1000)
+    detector = Loader(settings.models_dir, "detector", "faces", 1000)
+    on_card = card(8 * gib)
+    use(on_card, demo, detector)
+    assert demo.only.kept == [AWAY], "nothing is known of it"
+    demo.only.takes_bytes = 4 * gib
+    demo.only.kept.clear()
+    use(on_card, demo, detector, demo, detector)
+    assert demo.only.kept == []
+    use(on_card, other)
+    assert demo.only.kept == [AWAY], "another base may be to do anything"
+    demo.only.takes_bytes = 7.5 * gib
+    demo.only.kept.clear()
+    use(on_card, demo, detector)
+    assert demo.only.kept == [AWAY], "not clearly"
+
+
 def test_what_comes_next_sets_out_into_spare_room_and_counts_as_there(
     card: Callable[[int], Residency], demo: Loader, refiner: Loader, other: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

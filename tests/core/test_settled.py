@@ -12,7 +12,8 @@ import pytest
 
 from headshot_ui import forecast as forecast_module
 from headshot_ui.errors import SpecError
-from headshot_ui.forecast import ROOM_FOR_DOUBT, Forecast, settled
+from headshot_ui.families.fits import ROOM_FOR_DOUBT
+from headshot_ui.forecast import Forecast, settled
 from headshot_ui.peaks import Measured, Peaks
 from headshot_ui.settings import Settings
 from headshot_ui.specs import CHECKPOINTING, TrainSpec

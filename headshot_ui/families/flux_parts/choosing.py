@@ -10,21 +10,24 @@ from headshot_ui.errors import MemoryBudgetError
 from headshot_ui.families import weight_places
 from headshot_ui.families.fits import DenoiserWork, Fitting, LeastBytes
 from headshot_ui.families.flux_parts.configs import read_facts, transformer_config
-from headshot_ui.families.flux_parts.files import TRANSFORMER
+from headshot_ui.families.flux_parts.files import TRANSFORMER, VAE
 from headshot_ui.families.flux_parts.fitting import (
     READING_BYTES,
     RECOMPUTED,
     SPARE_BYTES,
     Fit,
+    Together,
     Work,
     least_bytes_of,
     plan,
     streams_text,
+    together,
 )
 from headshot_ui.families.flux_parts.sizes import Shape, lora_parameters, shape_of
 from headshot_ui.families.protocol import BaseInfo
 from headshot_ui.memory import (
     CONTEXT_BYTES,
+    DECODING,
     files_bytes,
     free_ram_bytes,
     own_ram_bytes,
@@ -63,10 +66,22 @@ class Chosen:
     fit: Fit
     streams_text: bool = False
     text_bytes: int = 0  # of the text encoders
+    together: Together | None = None  # all parts stay on the card; None: they take turns
 
     @property
     def fitting(self) -> Fitting:
         """As it is shown and recorded."""
+        if self.together is not None:
+            fit = replace(self.fit, vram_bytes=self.together.vram_bytes)
+            return Fitting(
+                title=f"{fit.title}, all parts on the card",
+                sentence=fit.sentence(together=True),
+                precision=WHOLE,
+                vram_bytes=fit.vram_bytes,
+                text_vram_bytes=CONTEXT_BYTES + SPARE_BYTES + self.together.weights + READING_BYTES,
+                ram_bytes=fit.ram_bytes,
+                staying_bytes=self.together.weights,
+            )
         text = self.text_bytes if not self.streams_text else 3 * self.text_bytes // _T5_BLOCKS
         return Fitting(
             title=self.fit.title,
@@ -137,7 +152,8 @@ def choose_for(
             raise
         begun = "8 bit" if eight_bit else "16 bit"
         raise MemoryBudgetError(f"This training was begun in {begun} and goes on only so. {error}") from error
-    return Chosen(fit, streams_text(text, budget.vram), text)
+    beside = together(shape, wanted, fit, text + _vae_bytes(info), DECODING * work.width * work.height, budget.vram)
+    return Chosen(fit, streams_text(text, budget.vram), text, beside)
 
 
 def least_bytes(info: BaseInfo) -> dict[str, LeastBytes]:
@@ -167,3 +183,8 @@ def _work(info: BaseInfo, shape: Shape, work: DenoiserWork, loras: OfLoras) -> W
 def _text_bytes(info: BaseInfo) -> int:
     sizes = files_bytes(weight_places(info), "bfloat16")
     return sum(size for name, size in sizes.items() if name.startswith(_TEXT))
+
+
+def _vae_bytes(info: BaseInfo) -> int:
+    """In float32, in which it reads photos."""
+    return files_bytes(weight_places(info), "float32").get(VAE, 0)

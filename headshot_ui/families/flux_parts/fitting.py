@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headshot_ui.errors import MemoryBudgetError
+from headshot_ui.families.fits import ROOM_FOR_DOUBT
 from headshot_ui.families.flux_parts.sizes import Shape, block_bytes, row_numbers, weight_bytes
 from headshot_ui.memory import CONTEXT_BYTES
 from headshot_ui.specs import FULL, NONE, PARTIAL
@@ -104,8 +105,8 @@ class Fit:
         less = " without modulation layers" if self.dropped and not self.eight_bit else ""
         return f"{bits}{less}" if not self.streamed else f"{bits}, {self.streamed} of {self.blocks} blocks streamed"
 
-    def sentence(self) -> str:
-        """How it fits, shown before a job starts."""
+    def sentence(self, together: bool = False) -> str:
+        """How it fits, shown before a job starts; ``together``: with all other parts beside it."""
         if not self.eight_bit:
             how = "FLUX.1 fits in 16 bit"
             how += ", because what depends on the timestep only is computed beforehand" if self.dropped else ""
@@ -116,6 +117,7 @@ class Fit:
                 f"FLUX.1 fits in 8 bit, with {self.streamed} of its {self.blocks} blocks in main memory, which travel "
                 "to the card one ahead"
             )
+        how += ", and its text encoders stay on the card beside it" if together else ""
         need = (
             f"{readable_bytes(self.vram_bytes)} of graphics memory and {readable_bytes(self.ram_bytes)} of main memory"
         )
@@ -150,6 +152,30 @@ def plan(
         f"FLUX.1 needs about {readable_bytes(least)} of graphics memory {doing}, and {readable_bytes(vram_bytes)} may "
         f"be used: {help_}, or allow more with --vram-limit."
     )
+
+
+@dataclass(frozen=True)
+class Together:
+    """All parts of the base on the card, whichever of them computes."""
+
+    weights: int  # bytes
+    vram_bytes: int  # of the process at most, CUDA's context included
+
+
+def together(
+    shape: Shape, work: Work, fit: Fit, other_bytes: int, decoding_bytes: int, vram_bytes: int
+) -> Together | None:
+    """Text encoders and VAE, of ``other_bytes``, stay on the card beside a transformer that draws; None: they do not.
+
+    Only where the card holds the whole transformer in 16 bit and everything else clearly: it saves less than a second.
+    ``decoding_bytes``: what a picture is decoded with. A training reads words at its beginning only.
+    """
+    if work.learning or fit.eight_bit or fit.dropped:
+        return None
+    weights = weight_bytes(shape, False, False) + other_bytes
+    computing = max(working_bytes(shape, work, False), READING_BYTES, decoding_bytes)
+    most = CONTEXT_BYTES + SPARE_BYTES + weights + computing
+    return Together(weights, most) if ROOM_FOR_DOUBT * most <= vram_bytes else None
 
 
 def streams_text(text_bytes: int, vram_bytes: int) -> bool:

@@ -47,7 +47,7 @@ from headshot_ui.specs import NONE
 if TYPE_CHECKING:
     from PIL import Image
 
-    from headshot_ui.families.flux_parts.fitting import Fit
+    from headshot_ui.families.flux_parts.fitting import Fit, Together
     from headshot_ui.families.flux_parts.modulation import Rows
     from headshot_ui.settings import Settings
 
@@ -73,6 +73,7 @@ class LoadedFlux:
         self._source, self._facts, self._tokenizers = source, facts, tokenizers
         self._scheduler_config = schedule_config(info)
         self._loras: tuple[tuple[LoraFile, float], ...] = ()  # finished ones that are in use, with their weights
+        self._together: Together | None = None  # all parts stay on the card
         self._rows: Rows | None = None  # modulation of the training steps to come, where it is computed beforehand
         self._shelf = Shelf(
             source.device, {part: () for part in PARTS}, source, stays=self._is_trained, on_ready=self._put_loras_on,
@@ -277,6 +278,8 @@ class LoadedFlux:
     def fit(self, work: DenoiserWork, precision: str | None = None, under: int | None = None) -> Fitting | None:
         """See ``protocol.LoadedBase.fit`` and ``choosing.choose``."""
         chosen = self._choose(self.info, work, self._source.settings, precision, lora.facts_of(self._loras), under)
+        self._together = None if chosen is None else chosen.together
+        self._shelf.together = self._together is not None
         if chosen is None:
             self.make_fit(None)
             return None
@@ -284,6 +287,11 @@ class LoadedFlux:
             self._shelf.frugal = True
         self.make_fit(chosen.fit, chosen.streams_text)
         return chosen.fitting
+
+    @property
+    def takes_bytes(self) -> int | None:
+        """See ``protocol.LoadedBase.takes_bytes``."""
+        return None if self._together is None else self._together.vram_bytes
 
     def make_fit(self, fit: Fit | None, streams_text: bool = False) -> None:
         """Have the transformer computed in this way from now on; None: whole, and in its own number format.

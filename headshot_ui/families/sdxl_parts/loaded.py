@@ -243,6 +243,11 @@ class LoadedSdxl:
         """There is only one way."""
         return None
 
+    @property
+    def takes_bytes(self) -> None:
+        """Parts take turns."""
+        return None
+
     def report_to(self, told: Told | None) -> None:
         """Nothing here takes long enough to be told."""
 

@@ -14,6 +14,7 @@ import torch
 
 from headshot_ui import families
 from headshot_ui import forecast as forecast_module
+from headshot_ui.amounts import Known, plan_generate
 from headshot_ui.errors import MemoryBudgetError
 from headshot_ui.families.fits import DenoiserWork
 from headshot_ui.families.flux_parts import choosing
@@ -104,7 +105,7 @@ def train_on(settings: Settings, peaks: Peaks, spec: TrainSpec = TRAIN) -> tuple
 @pytest.mark.parametrize(
     ("vram", "learning", "level", "drawing"),
     [
-        (48, r"in 16 bit \(", NONE, r"in 16 bit \("),
+        (48, r"in 16 bit \(", NONE, r"in 16 bit, and its text encoders stay on the card beside it \("),
         (32, "in 16 bit, because what depends on the timestep only", NONE, r"in 16 bit \("),
         (24, "in 16 bit, because what depends on the timestep only", FULL, "in 16 bit, because"),
         (16, r"in 8 bit \(", FULL, r"in 8 bit \("),
@@ -126,6 +127,32 @@ def test_the_plan_says_how_it_fits(
     large = choose_for(families.find_base("dev", settings), work, Budget(vram * GIB, 32 * GIB))
     assert large.fit.vram_bytes <= vram * GIB and large.fit.ram_bytes <= 32 * GIB
     assert large.streams_text == (vram == 8)
+
+
+def test_where_all_parts_clearly_fit_they_stay_and_are_counted(card: Callable[..., Settings], peaks: Peaks) -> None:
+    info = families.find_base("dev", card(80))
+    weights = 22.17 + 9.10 + 0.31  # GiB: transformer, text encoders, VAE in float32
+    drawing = DenoiserWork(None, 1024, 1024, 1, 28)
+    least = next(gib for gib in range(30, 60) if choose_for(info, drawing, Budget(gib * GIB, 32 * GIB)).together)
+    there = choose_for(info, drawing, Budget(80 * GIB, 32 * GIB)).together
+    assert there is not None and there.weights / GIB == pytest.approx(weights, abs=0.02)
+    decoding = 2500 * 1024**2 / GIB  # more than drawing one picture takes
+    assert there.vram_bytes / GIB == pytest.approx(weights + decoding + 0.84, abs=0.02)
+    assert least - 1 < 1.1 * there.vram_bytes / GIB <= least
+    for kept in (replace(drawing, learning=FULL), replace(drawing, batch=40)):
+        assert choose_for(info, kept, Budget(80 * GIB, 32 * GIB)).together is None
+
+    made = forecast(DRAW, card(80), real_parts(), peaks)
+    assert made.peak_bytes >= there.vram_bytes > forecast(DRAW, card(32), real_parts(), peaks).peak_bytes
+    (told,) = made.notes
+    assert told.startswith("FLUX.1 fits in 16 bit, and its text encoders stay on the card beside it (about 3")
+    settings = card(80)
+    staged = plan_generate(DRAW, Known(settings, real_parts(), "cuda", "bfloat16"))
+    assert {turn.name for turn in staged.turns} >= {"text encoders", "denoiser", "VAE", "face detector"}
+    assert all(turn.weight_bytes >= there.weights for turn in staged.turns), "whichever computes"
+    size = "1024x1024 batch 1, 16 bit"  # what was measured when parts took turns
+    peaks.record("dev", Measured("generate", 5.0, 0, 25 * GIB, size, "cuda", "bfloat16", units=28))
+    assert not forecast(DRAW, card(80), real_parts(), peaks).stages[0].measured
 
 
 def test_checkpointing_is_preferred_to_8_bit(card: Callable[..., Settings], peaks: Peaks) -> None:

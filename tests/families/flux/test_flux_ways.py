@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from headshot_ui import families
+from headshot_ui.families.fits import DenoiserWork
 from headshot_ui.families.flux_parts import modulation
+from headshot_ui.families.flux_parts.choosing import Chosen
 from headshot_ui.families.flux_parts.eight_bit import EightBitLinear
 from headshot_ui.families.flux_parts.fitted import beforehand_of, is_travelling
-from headshot_ui.families.flux_parts.fitting import Fit
+from headshot_ui.families.flux_parts.fitting import Fit, Together
 from headshot_ui.families.flux_parts.loaded import LoadedFlux
 from headshot_ui.families.flux_parts.lora_facts import place_in_files
 from headshot_ui.families.flux_parts.lora_write import lora_bytes
@@ -353,3 +355,14 @@ def test_a_lora_on_modulation_layers_may_follow_a_job_that_dropped_them(base: Lo
     base.use_loras([(path, 1.0)])
     base.make_fit(way(streamed=2))
     assert torch.equal(draw(base), wanted) and not torch.equal(wanted, bare)
+
+
+def test_parts_stay_together_as_long_as_the_way_says_so(settings: Settings) -> None:
+    found = [Chosen(ORDINARY, together=Together(5, 7)), Chosen(ORDINARY), None]
+    base = LoadedFlux.read(families.find_base("tiny-flux", settings), settings, lambda *given: found[0])
+    work = DenoiserWork(None, 64, 64, 1, 2)
+    for takes in (7, None, None):
+        fitting = base.fit(work)
+        assert base.takes_bytes == takes and base._shelf.together == (takes is not None)
+        assert (fitting is not None and fitting.staying_bytes) == bool(takes) * 5
+        found.pop(0)
