@@ -234,6 +234,7 @@ class Ours:
 
 
 def _refining(request: DenoiseRequest, latents: torch.Tensor) -> RefineRequest:
+    assert request.negative_embeds is not None
     return RefineRequest(
         torch.nan_to_num(latents), request.embeds, request.negative_embeds, request.seeds, request.steps,
         request.guidance_scale, request.height, request.width, start_at=SWITCH,

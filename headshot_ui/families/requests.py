@@ -55,7 +55,9 @@ class DenoiseRequest:
     """One staged stretch of denoising for a batch of pictures."""
 
     embeds: PromptEmbeds  # first dimension B
-    negative_embeds: PromptEmbeds  # first dimension B
+    #: First dimension B. None: nothing is steered away from, because ``guidance_scale`` is at most 1 or the base reads
+    #: no negative prompt (``Abilities``).
+    negative_embeds: PromptEmbeds | None
     seeds: Sequence[int]  # one per picture; the same seed gives the same picture in any batch
     steps: int
     guidance_scale: float

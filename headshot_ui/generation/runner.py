@@ -194,7 +194,7 @@ def _groups(work: Work) -> list[list[PlannedPicture]]:
 
 
 def _all_embeds(work: Work) -> Mapping[str, PromptEmbeds]:
-    wanted = [text for picture in work.planned for text in (picture.prompt, picture.negative_prompt)]
+    wanted = [text for picture in work.planned for text in (picture.prompt, *_negative(work, picture))]
     if work.refining is not None:
         wanted += [refiner_negative(picture, work.refining) for picture in work.planned]
     texts = list(dict.fromkeys(wanted))
@@ -212,6 +212,12 @@ def _all_embeds(work: Work) -> Mapping[str, PromptEmbeds]:
             kept.keep(text, embeds[text])
         work.report(READING, len(embeds), len(texts))
     return embeds
+
+
+def _negative(work: Work, picture: PlannedPicture) -> tuple[str, ...]:
+    """The text that the picture is steered away from; none where it would be read without effect."""
+    can = families.abilities(work.loaded.info)
+    return (picture.negative_prompt,) if can.reads_negative_prompt and work.guidance_scale > 1 else ()
 
 
 def _compiling(work: Work) -> Callable[[int], None]:
@@ -236,9 +242,10 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[
             if compiling.wanted(settings):
                 record = compiling.when_ready(record, loaded.repeated, stack, _compiling(work))
             for batch in groups:
+                negative = [text for picture in batch for text in _negative(work, picture)]
                 request = DenoiseRequest(
                     embeds=stacked(embeds, (picture.prompt for picture in batch)),
-                    negative_embeds=stacked(embeds, (picture.negative_prompt for picture in batch)),
+                    negative_embeds=stacked(embeds, negative) if negative else None,
                     seeds=[picture.seed for picture in batch],
                     steps=work.steps,
                     guidance_scale=work.guidance_scale,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 from headshot_ui.errors import Cancelled, ModelError, SpecError, StoreError
 from headshot_ui.families.fits import DenoiserWork, Fitting
+from headshot_ui.families.protocol import Abilities, DenoiseRequest, DenoiseStep
 from headshot_ui.generation import finish
 from headshot_ui.generation.plan import PIXELS_PER_BATCH, batch_size
 from headshot_ui.generation.presets import load_presets
@@ -65,6 +67,31 @@ def test_every_part_of_the_model_is_fetched_once_for_the_whole_request(tmp_path:
     assert seeds == [(10, 11, 12, 13), (14, 15, 16, 17), (18, 19, 20, 21)]
     steps = spec.steps or base.info.defaults.sampling_steps
     assert base.asked == [(DenoiserWork(None, 256, 256, 4, steps), 1)], "to fit, once its LoRA is on"
+
+
+def test_what_is_without_effect_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A base without negative prompts, or guidance that steers away from nothing."""
+    requests: list[DenoiseRequest] = []
+    without = Abilities(reads_negative_prompt=False, takes_refiner=False)
+
+    class Base(FakeBase):
+        def denoise(self, request: DenoiseRequest) -> Iterator[DenoiseStep]:
+            requests.append(request)
+            return super().denoise(request)
+
+    def read(**changes: object) -> list[str]:
+        base, spec = Base(), replace(SPEC, presets=("navy-suit",), count=1, **changes)
+        generate(spec, make_store(tmp_path), base, Reports())
+        return [text for event in base.events if event[0] == "encode" for text in event[1]]
+
+    assert len(read()) == 4 and all(request.negative_embeds is not None for request in requests)
+    requests.clear()
+    for changes in ({"guidance_scale": 1.0}, {}):
+        if not changes:
+            monkeypatch.setattr("headshot_ui.families.abilities", lambda info: without)
+        assert len(read(**changes)) == 2, "the two prompts"
+        assert requests and all(request.negative_embeds is None for request in requests)
+        requests.clear()
 
 
 def test_pictures_are_saved_with_seed_prompt_and_mark(tmp_path: Path):

@@ -196,6 +196,7 @@ def _conditions(
     embeds = to_model(part(unet, request.embeds), unet)
     ids = ids.expand(count, -1)
     if request.guidance_scale > 1:
+        assert request.negative_embeds is not None
         negative = part(unet, request.negative_embeds)
         embeds = {name: torch.cat([negative[name].to(tensor), tensor]) for name, tensor in embeds.items()}
         ids = torch.cat([negative_ids.expand(count, -1), ids])
