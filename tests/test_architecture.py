@@ -39,6 +39,7 @@ LAYERS = {
     "restoration.protocol": 0,
     "logs": 1,
     "memory": 1,
+    "less_memory": 1,
     "capture": 1,
     "compiling": 1,
     "card_state": 1,

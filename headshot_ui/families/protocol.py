@@ -196,8 +196,8 @@ class LoadedBase(Protocol):
     def encode_images(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """(B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w) float32; mean of the posterior without generator."""
 
-    def decode_latents(self, latents: torch.Tensor) -> list[Image.Image]:
-        """Scaled latents to RGB pictures."""
+    def decode_latents(self, latents: torch.Tensor, in_tiles: bool = False) -> list[Image.Image]:
+        """Scaled latents to RGB pictures; ``in_tiles``: in less memory, which changes colours a little."""
 
     def preview(self, latents: torch.Tensor) -> list[Image.Image]:
         """A rough, cheap look at unfinished latents."""

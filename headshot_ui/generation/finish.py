@@ -12,7 +12,9 @@ from headshot_ui.generation.plan import PlannedPicture
 from headshot_ui.generation.records import Picture, picture_metadata
 from headshot_ui.generation.refine import finishable, why_not_refined
 from headshot_ui.generation.work import Drawn, Work
+from headshot_ui.less_memory import decode
 from headshot_ui.likeness import Judge
+from headshot_ui.logs import is_out_of_gpu_memory
 from headshot_ui.store import save_png
 
 if TYPE_CHECKING:
@@ -49,7 +51,13 @@ def finish(work: Work, folder: Path, judge: Judge | None, quiet: bool) -> None:
     with ThreadPoolExecutor(SAVED_AT_ONCE, "saving") as threads:
         try:
             for item in items:
-                image = _decode(work, item.latents)
+                try:
+                    image = _decode(work, item.latents)
+                except RuntimeError as error:
+                    if not is_out_of_gpu_memory(error):
+                        raise
+                    finishing.problem = finishing.problem or error  # one that has no room costs no other
+                    continue
                 written = threads.submit(_save, work, folder, item, image, _why_stopped(work, item))
                 saving.append(_Saving(item, image, written))
                 if len(saving) > SAVED_AT_ONCE and not finishing.take(saving.popleft()):
@@ -118,7 +126,7 @@ def _percent(picture: Picture) -> float:
 
 def _decode(work: Work, latents: torch.Tensor) -> Image.Image:
     # One at a time: the VAE needs the most memory of all parts, and no picture depends on its neighbours.
-    return work.loaded.decode_latents(latents)[0]
+    return decode(work.loaded, latents, work.store.settings.device)[0]
 
 
 def _save(work: Work, folder: Path, item: Drawn, image: Image.Image, why: str) -> Picture:

@@ -13,6 +13,7 @@ from headshot_ui.errors import ModelError
 from headshot_ui.families.protocol import BaseInfo, LoadedRefiner, PromptEmbeds, RefineRequest, RefinerInfo
 from headshot_ui.generation.plan import PlannedPicture, batches
 from headshot_ui.generation.refiner_choice import ENSEMBLE, IMG2IMG, OFF, Refining, choose_refining, wanted_way
+from headshot_ui.generation.smaller import draw_all
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
 from headshot_ui.memory import card_bytes
 
@@ -87,13 +88,17 @@ def refine_all(work: Work, embeds: Mapping[str, PromptEmbeds], open_refiner: Ope
     with open_refiner() as refiner:
         try:
             with graphs(settings.device) as recorded:
-                for batch in batches(work.planned, settings.device, card_bytes(settings)):
+
+                def draw(batch: Sequence[PlannedPicture], last: bool) -> None:
                     items = [by_index[picture.index] for picture in batch]
                     request = replace(_request(work, refining, embeds, items), recorder=recorded.record)
                     latents, _ = stage.run(refiner.refine(request), len(items))
                     for row, item in enumerate(items):
                         _put(item, latents[row : row + 1])
                     stage.keep(len(items))
+
+                groups = batches(work.planned, settings.device, card_bytes(settings))
+                draw_all(groups, draw, stage.tell, settings.device, let_go=recorded.drop)
         finally:  # the VAE needs the room; after a GPU error this may fail too, and the first error is the one to tell
             with suppress(RuntimeError):
                 refiner.keep(frozenset())

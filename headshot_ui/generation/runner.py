@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -29,6 +29,7 @@ from headshot_ui.generation.presets import load_presets
 from headshot_ui.generation.records import Picture, ordered, write_ranking
 from headshot_ui.generation.refine import REFINING, OpenRefiner, expect, refine_all, refiner_negative, refining_here
 from headshot_ui.generation.refiner_choice import ENSEMBLE, Refining, choose_refining, mark_of
+from headshot_ui.generation.smaller import draw_all, fit_smaller
 from headshot_ui.generation.speeds import products_in_8_bit, reuse_below
 from headshot_ui.generation.vae_mark import vae_mark
 from headshot_ui.generation.work import DrawingStage, Drawn, Work, stacked
@@ -182,10 +183,21 @@ def _make_fit(work: Work) -> None:
     groups = _groups(work)
     largest = max(groups, key=lambda group: len(group) * group[0].width * group[0].height)
     drawing = DenoiserWork(None, largest[0].width, largest[0].height, max(map(len, groups)), work.steps)
-    fitting = work.loaded.fit(drawing)
-    if fitting is not None:
-        work.precision = fitting.precision
-        _log.info("%s", fitting.sentence)
+    work.fitting = work.loaded.fit(drawing)
+    if work.fitting is not None:
+        _log.info("%s", work.fitting.sentence)
+
+
+def _fit_smaller(work: Work) -> str:
+    """Have the base draw one picture in the next smaller way, and say which it is; "" if there is none."""
+    largest = max(work.planned, key=lambda picture: picture.width * picture.height)
+    drawing = DenoiserWork(None, largest.width, largest.height, 1, work.steps)
+    found = fit_smaller(work.loaded, drawing, work.fitting, any_numbers=not work.drawn)
+    if found is None:
+        return ""
+    work.fitting = found
+    work.loaded.keep(frozenset({"denoiser"}))
+    return found.sentence
 
 
 def _groups(work: Work) -> list[list[PlannedPicture]]:
@@ -241,7 +253,8 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[
             record: Recorder = recorded.record
             if compiling.wanted(settings):
                 record = compiling.when_ready(record, loaded.repeated, stack, _compiling(work))
-            for batch in groups:
+
+            def draw(batch: Sequence[PlannedPicture], last: bool) -> None:
                 negative = [text for picture in batch for text in _negative(work, picture)]
                 request = DenoiseRequest(
                     embeds=stacked(embeds, (picture.prompt for picture in batch)),
@@ -257,12 +270,18 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[
                     products_in_8_bit=products_in_8_bit(work.spec.speed) and can.reuses_blocks,
                     recorder=record,
                 )
-                after_first = expect_next if batch is groups[-1] else None
+                after_first = expect_next if last else None
                 latents, clean = stage.run(loaded.denoise(request), len(batch), after_first)
                 work.drawn += [
                     Drawn(picture, latents[row : row + 1], halfway, None if clean is None else clean[row : row + 1])
                     for row, picture in enumerate(batch)
                 ]
                 stage.keep(len(batch))
+
+            def smaller() -> str:
+                stack.close()  # what is compiled would keep the weights that are to go
+                return _fit_smaller(work)
+
+            draw_all(groups, draw, stage.tell, settings.device, smaller, recorded.drop)
     finally:
         loaded.use_loras(())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headshot_ui.families.fits import Fitting
 from headshot_ui.families.protocol import DenoiseStep, LoadedBase, PromptEmbeds
 from headshot_ui.generation.ahead import one_ahead, read_aside
 from headshot_ui.generation.loras import ChosenLora
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from headshot_ui.jobs import Reporter
+
+_log = logging.getLogger(__name__)
 
 PREVIEW_EVERY = 3  # steps
 PREVIEW_TILE_PX = 256
@@ -55,9 +59,14 @@ class Work:
     store: Store
     loaded: LoadedBase
     report: Reporter
-    precision: str = ""  # of the denoiser where it was made to fit the card and its numbers are others, e.g. "8 bit"
+    fitting: Fitting | None = None  # how the base was made to fit the card
     drawn: list[Drawn] = field(default_factory=list)
     saved: list[Picture] = field(default_factory=list)
+
+    @property
+    def precision(self) -> str:
+        """Of the denoiser where it was made to fit the card and its numbers are others, e.g. "8 bit"."""
+        return "" if self.fitting is None else self.fitting.precision
 
     @property
     def steps(self) -> int:
@@ -111,6 +120,11 @@ class DrawingStage:
         """So many more pictures are safe. Raises Cancelled."""
         self._finished += size
         self._report(self._finished * self._steps, None)
+
+    def tell(self, sentence: str) -> None:
+        """Something a person should still read at the end."""
+        _log.warning("%s", sentence)
+        self._work.report(self._name, self._finished * self._steps, self._total, note=sentence)
 
     def _report(self, step: int, preview: Path | None) -> None:
         self._work.report(self._name, step, self._total, preview=preview)

@@ -13,6 +13,7 @@ import torch
 from headshot_ui.capture import graphs
 from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, LoadedBase
 from headshot_ui.jobs import Reporter
+from headshot_ui.less_memory import decode
 from headshot_ui.store import Store, save_png
 from headshot_ui.training.cache import Embeds
 
@@ -54,7 +55,7 @@ def draw(
         for state in loaded.denoise(request):
             after_step(state.step, state.total)
     loaded.keep(frozenset({"vae", "denoiser"} if stay else {"vae"}))
-    return loaded.decode_latents(state.latents)
+    return loaded.decode_latents(state.latents) if stay else decode(loaded, state.latents, device)
 
 
 def draw_sample(

@@ -7,36 +7,15 @@ checkpointing is next, then whatever smaller way the base has; photos, noise, Lo
 from __future__ import annotations
 
 import dataclasses
-import gc
-import logging
-from collections.abc import Callable
 
 from headshot_ui.errors import MemoryBudgetError
 from headshot_ui.families.fits import Fitting
-from headshot_ui.logs import is_out_of_gpu_memory
-from headshot_ui.memory import empty_cache
+from headshot_ui.less_memory import LEAST_LESS, make_room
 from headshot_ui.specs import CHECKPOINTING
 from headshot_ui.training.checkpoint import Checkpoint
 from headshot_ui.training.fitting import work_of
 from headshot_ui.training.loop import Trainer
 from headshot_ui.training.plan import Plan
-
-#: The next way takes so much less at least, so that it is not tried ten times for want of one block.
-LEAST_LESS = 2**29
-
-_log = logging.getLogger(__name__)
-
-
-def out_of_memory(step: Callable[[], object]) -> RuntimeError | None:
-    """Make a step; the error if graphics memory ran out in it, which then holds nothing of what the step had made."""
-    try:
-        step()
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not is_out_of_gpu_memory(error):
-            raise
-        _log.warning("A training step found too little graphics memory", exc_info=error)
-        return error.with_traceback(None)  # its frames would keep the step's tensors
-    return None
 
 
 def in_less_memory(
@@ -58,8 +37,7 @@ def in_less_memory(
     trainer.keep(state)
     trainer.let_go()
     loaded.use_loras(())
-    gc.collect()
-    empty_cache(trainer.parameters[0].device.type)
+    make_room(trainer.parameters[0].device.type)
     for plan in plans:
         try:
             found = loaded.fit(work_of(plan), precision, under)

@@ -17,6 +17,7 @@ from headshot_ui.errors import Cancelled, DatasetError, SpecError, StoreError
 from headshot_ui.families.fits import Fitting
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.jobs import Reporter
+from headshot_ui.less_memory import make_room, out_of_memory
 from headshot_ui.memory import spare_vram_bytes
 from headshot_ui.recipes import load_recipes
 from headshot_ui.runs import Run, RunState, change_run, create_run, find_run, load_run, resume_run
@@ -39,7 +40,7 @@ from headshot_ui.training.plan import (
     sample_prompt,
     training_photos,
 )
-from headshot_ui.training.refitting import in_less_memory, out_of_memory, sentence
+from headshot_ui.training.refitting import in_less_memory, sentence
 from headshot_ui.training.rehearsal import look_ahead
 
 STAGE = "Training"
@@ -264,7 +265,7 @@ def _steps(
         if trainer.step == prepared_until:
             prepared_until = look_ahead(trainer)
         with watch.step():
-            failed = out_of_memory(trainer.run_step)
+            failed = out_of_memory(trainer.run_step, "A training step")
         if failed is not None:
             return failed
         if trainer.step % plan.checkpoint_every == 0 or trainer.step == plan.steps:
@@ -272,12 +273,34 @@ def _steps(
         report(STAGE, trainer.step, plan.steps, metrics=trainer.metrics())
         if trainer.step % plan.sample_every == 0:
             path = run.folder / "samples" / f"step-{trainer.step:06d}.png"
-            stay = spare_vram_bytes(store.settings) >= ROOM_TO_STAY
-            if not stay:
-                trainer.let_go()
-            draw_sample(trainer.loaded, path, prompt, texts, plan.seed, report, store.settings.device, stay)
-            report(STAGE, trainer.step, plan.steps, preview=path)
+            if _sample(trainer, path, store, texts, prompt, report):
+                report(STAGE, trainer.step, plan.steps, preview=path)
     return None
+
+
+def _sample(
+    trainer: Trainer, path: Path, store: Store, texts: Mapping[str, Embeds], prompt: str, report: Reporter
+) -> bool:
+    """Draw a sample to ``path``; False where there is too little graphics memory for it, which ends no training."""
+    loaded, device, seed = trainer.loaded, store.settings.device, trainer.plan.seed
+    room = spare_vram_bytes(store.settings) >= ROOM_TO_STAY
+    for stay in (True, False) if room else (False,):
+        if not stay:
+            trainer.let_go()
+        failed = out_of_memory(
+            lambda stay=stay: draw_sample(loaded, path, prompt, texts, seed, report, device, stay),  # type: ignore[misc]
+            "A sample",
+        )
+        if failed is None:
+            return True
+        trainer.let_go()
+        loaded.keep(frozenset())
+        make_room(device)
+        loaded.keep(frozenset({"denoiser"}))
+    note = f"No sample was drawn at step {trainer.step}: the graphics memory ran out. The training goes on without it."
+    _log.warning("%s", note)
+    report(note, trainer.step, trainer.plan.steps, note=note)
+    return False
 
 
 def _tell_smaller(trainer: Trainer, fitting: Fitting | None, run: Run, report: Reporter) -> None:

@@ -179,11 +179,20 @@ class Reports:
     cancel_at: int = 0
     seen: list[tuple[str, int, int]] = field(default_factory=list)
     previews: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __call__(
-        self, stage: str, step: int, total: int, preview: Path | None = None, metrics: Mapping[str, float] | None = None
+        self,
+        stage: str,
+        step: int,
+        total: int,
+        preview: Path | None = None,
+        metrics: Mapping[str, float] | None = None,
+        note: str | None = None,
     ) -> None:
         self.seen.append((stage, step, total))
+        if note is not None:
+            self.notes.append(note)
         if preview is not None:
             assert preview.is_file()
             self.previews.append(preview)

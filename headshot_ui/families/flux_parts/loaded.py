@@ -120,11 +120,11 @@ class LoadedFlux:
         """See ``pictures.encode_images``."""
         return pictures.encode_images(self._shelf.ready("vae")[0], images, generator, self._room())
 
-    def decode_latents(self, latents: torch.Tensor) -> list[Image.Image]:
+    def decode_latents(self, latents: torch.Tensor, in_tiles: bool = False) -> list[Image.Image]:
         """Scaled latents to RGB pictures, on a card in the transformer's number format."""
         vae = self._shelf.ready("vae")[0]
         dtype = self._source.dtype if self._source.device == "cuda" else vae.dtype
-        return pictures.decode_latents(vae, latents, self._room(), dtype)
+        return pictures.decode_latents(vae, latents, 0 if in_tiles else self._room(), dtype)
 
     def _room(self) -> int | None:
         """Bytes free on the device; None where it is not a card."""

@@ -111,10 +111,10 @@ class LoadedSdxl:
         vae = self._shelf.ready("vae")[0]
         return pictures.encode_images(vae, images, generator, self._room())
 
-    def decode_latents(self, latents: torch.Tensor) -> list[Image.Image]:
+    def decode_latents(self, latents: torch.Tensor, in_tiles: bool = False) -> list[Image.Image]:
         """Scaled latents to RGB pictures."""
         vae = self._shelf.ready("vae")[0]
-        return pictures.decode_latents(vae, latents, self._room(), self._decodes_in(vae))
+        return pictures.decode_latents(vae, latents, 0 if in_tiles else self._room(), self._decodes_in(vae))
 
     def _decodes_in(self, vae: Any) -> torch.dtype:
         """Beside a denoiser in bfloat16 a VAE in float32, which photos are read with, decodes in bfloat16 too."""

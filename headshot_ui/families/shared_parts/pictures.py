@@ -55,8 +55,8 @@ def decode_latents(
 ) -> list[Image.Image]:
     """Scaled latents (B, C, h, w) to RGB pictures, one after the other to keep the peak memory of one.
 
-    ``room`` as for ``encode_images``; ``dtype`` to compute in, None: the VAE's own. Raises ModelError for a picture
-    that is not a number.
+    ``room`` as for ``encode_images``, 0: it works in tiles; ``dtype`` to compute in, None: the VAE's own. Raises
+    ModelError for a picture that is not a number.
     """
     pixels = latents.shape[-1] * latents.shape[-2] * _cell_px(vae) ** 2
     with _in_format(vae, dtype or vae.dtype), _in_tiles(vae, DECODING * pixels, room):
@@ -103,7 +103,7 @@ def _in_tiles(vae: Any, bytes_in_16_bit: int, room: int | None) -> Iterator[None
     if room is None or needed <= room:
         yield
         return
-    _log.warning("The picture is computed in tiles: the VAE needs %d MB for it and %d are free",
+    _log.warning("The picture is computed in tiles: the VAE needs %d MB for it and may have %d",
                  needed >> 20, room >> 20)  # fmt: skip
     before = vae.tile_sample_min_size, vae.tile_latent_min_size
     vae.tile_sample_min_size, vae.tile_latent_min_size = TILE_PX, TILE_PX // _cell_px(vae)

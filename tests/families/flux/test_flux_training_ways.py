@@ -17,14 +17,16 @@ from headshot_ui.families.fits import DenoiserWork
 from headshot_ui.families.flux_parts.choosing import Chosen, OfLoras
 from headshot_ui.families.flux_parts.fitting import Fit
 from headshot_ui.families.flux_parts.loaded import LoadedFlux
-from headshot_ui.families.protocol import BaseInfo
+from headshot_ui.families.protocol import BaseInfo, DenoiseRequest, DenoiseStep
+from headshot_ui.generation.runner import generate
+from headshot_ui.less_memory import LEAST_LESS
 from headshot_ui.runs import load_run
 from headshot_ui.settings import Settings
-from headshot_ui.specs import FULL, NONE, PARTIAL, TrainSpec
+from headshot_ui.specs import FULL, NONE, PARTIAL, GenerateSpec, TrainSpec
 from headshot_ui.store import Store
 from headshot_ui.training import rehearsal
-from headshot_ui.training.refitting import LEAST_LESS
 from headshot_ui.training.runner import train
+from tests.generation.fakes import Reports
 from tests.training.conftest import Listener, make_dataset
 
 TRAIN = TrainSpec("anna", "tiny-flux", steps=4, rank=2, batch_size=1, checkpoint_every=2, sample_every=2, seed=3,
@@ -228,3 +230,32 @@ def test_a_run_in_8_bit_does_not_go_on_without_a_card(settings: Settings, base: 
     assert choose(base.info, work, settings) is None and choose(base.info, work, settings, "") is None
     with pytest.raises(MemoryBudgetError, match="in 8 bit, which is for graphics cards"):
         choose(base.info, work, settings, "8 bit")
+
+
+def test_a_picture_without_room_is_drawn_with_travelling_blocks(
+    base: LoadedFlux, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same last bit: where something was drawn already, it keeps to its number format."""
+    spec = GenerateSpec("anna", "tiny-flux", prompt="portrait of {subject}", count=2, seed=5, steps=2)
+
+    def drawn(name: str) -> tuple[list[bytes], list[str]]:
+        store, reports = Store(replace(base._source.settings, outputs_dir=tmp_path / name)), Reports()
+        made = generate(spec, store, base, reports)
+        return [picture.path.read_bytes() for picture in made.pictures], reports.notes
+
+    machine.way, machine.smaller, machine.refuses = DROPPED, replace(DROPPED, streamed=2), "no level"
+    whole, _ = drawn("whole")
+    real, calls = LoadedFlux.denoise, [0]
+
+    def short(self: LoadedFlux, request: DenoiseRequest) -> Iterator[DenoiseStep]:
+        calls[0] += 1
+        for step in real(self, request):
+            yield step
+            if calls[0] == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LoadedFlux, "denoise", short)
+    found, (note,) = drawn("short")
+    assert found == whole and calls == [3] and machine.asked is not None and machine.asked[1] == ""
+    assert "drawing goes on in a smaller way. FLUX.1 fits in" in note
+    machine.smaller = machine.refuses = None
