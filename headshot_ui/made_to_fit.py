@@ -29,7 +29,7 @@ def training_made_to_fit(made: StagePlan, info: BaseInfo, full: Plan, spec: Trai
     """Of a training as it will run, ``full``. Raises MemoryBudgetError with one sentence where nothing fits."""
     from headshot_ui.training.fitting import work_of
 
-    return _made_to_fit(made, info, work_of(full), known, _begun_precision(spec, known))
+    return _made_to_fit(made, info, work_of(full), known, *_begun(spec, known))
 
 
 def drawing_made_to_fit(
@@ -41,21 +41,27 @@ def drawing_made_to_fit(
     return _made_to_fit(made, info, work, known)
 
 
-def _begun_precision(spec: TrainSpec, known: Known) -> str | None:
-    """What a run that is gone on with keeps to; None for a new one."""
+def _begun(spec: TrainSpec, known: Known) -> tuple[str | None, int | None]:
+    """Of a run that is gone on with, the precision that it keeps to and the bytes of the card that were enough."""
     from headshot_ui.runs import find_run
-    from headshot_ui.training.fitting import PRECISION
+    from headshot_ui.training.fitting import PRECISION, enough_bytes
 
     if spec.run:
         with suppress(HeadshotError):  # told when it is gone on with
-            return str(find_run(Store(known.settings), spec.person, spec.run).facts.get(PRECISION, ""))
-    return None
+            facts = find_run(Store(known.settings), spec.person, spec.run).facts
+            return str(facts.get(PRECISION, "")), enough_bytes(facts, known.settings)
+    return None, None
 
 
 def _made_to_fit(
-    made: StagePlan, info: BaseInfo, work: DenoiserWork, known: Known, precision: str | None = None
+    made: StagePlan,
+    info: BaseInfo,
+    work: DenoiserWork,
+    known: Known,
+    precision: str | None = None,
+    under: int | None = None,
 ) -> StagePlan:
-    found = fitting(info, work, known.settings, precision) if known.device == "cuda" else None
+    found = fitting(info, work, known.settings, precision, under) if known.device == "cuda" else None
     if found is None:
         return made
     read = sum(turn.weight_bytes for turn in made.turns if turn.name in ("text encoders", "denoiser"))

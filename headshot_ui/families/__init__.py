@@ -142,10 +142,12 @@ def working_bytes(
     return family.working_bytes(info, pixels, batch, learning, item_bytes)
 
 
-def fitting(info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None) -> Fitting | None:
+def fitting(
+    info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None, under: int | None = None
+) -> Fitting | None:
     """See ``protocol.Family.fitting``; None of an unknown family, which is told when its base is loaded."""
     family = all_families().get(info.family)
-    return None if family is None else family.fitting(info, work, settings, precision)
+    return None if family is None else family.fitting(info, work, settings, precision, under)
 
 
 def least_bytes(info: BaseInfo) -> Mapping[str, LeastBytes]:

@@ -117,12 +117,17 @@ class FluxFamily:
         return activation_bytes(shape_of(transformer_config(info)), tokens, recomputed, item_bytes)
 
     def fitting(
-        self, info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None
+        self,
+        info: BaseInfo,
+        work: DenoiserWork,
+        settings: Settings,
+        precision: str | None = None,
+        under: int | None = None,
     ) -> Fitting | None:
         """See ``flux_parts.choosing``. Raises MemoryBudgetError, ModelError and DeviceError."""
         from headshot_ui.families.flux_parts.choosing import choose
 
-        chosen = choose(info, work, settings, precision)
+        chosen = choose(info, work, settings, precision, under=under)
         return None if chosen is None else chosen.fitting
 
     def least_bytes(self, info: BaseInfo) -> Mapping[str, LeastBytes]:

@@ -394,7 +394,12 @@ class Family(Protocol):
         """
 
     def fitting(
-        self, info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None
+        self,
+        info: BaseInfo,
+        work: DenoiserWork,
+        settings: Settings,
+        precision: str | None = None,
+        under: int | None = None,
     ) -> Fitting | None:
         """What ``LoadedBase.fit`` would be if it were asked now, from headers only.
 

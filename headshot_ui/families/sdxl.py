@@ -80,7 +80,12 @@ class SdxlFamily:
         return None
 
     def fitting(
-        self, info: BaseInfo, work: DenoiserWork, settings: Settings, precision: str | None = None
+        self,
+        info: BaseInfo,
+        work: DenoiserWork,
+        settings: Settings,
+        precision: str | None = None,
+        under: int | None = None,
     ) -> Fitting | None:
         """There is only one way."""
         return None

@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headshot_ui import __version__
 from headshot_ui.dataset.types import Dataset
-from headshot_ui.errors import Cancelled, DatasetError, SpecError, StoreError
+from headshot_ui.errors import Cancelled, DatasetError, MemoryBudgetError, SpecError, StoreError
 from headshot_ui.families.fits import Fitting
 from headshot_ui.families.protocol import LoadedBase
 from headshot_ui.jobs import Reporter
@@ -27,7 +28,7 @@ from headshot_ui.training.cache import Embeds, cache_at_sizes, cache_class_pictu
 from headshot_ui.training.checkpoint import KEPT, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
 from headshot_ui.training.compiled import Watch, watched
 from headshot_ui.training.drawing import class_pictures, draw_sample
-from headshot_ui.training.fitting import PRECISION, work_of
+from headshot_ui.training.fitting import ENOUGH, PRECISION, enough_bytes, enough_fact, work_of
 from headshot_ui.training.loop import Trainer
 from headshot_ui.training.optimizers import ADAMW, ADAMW_8BIT, choose_optimizer, moment_bytes
 from headshot_ui.training.plan import (
@@ -42,6 +43,9 @@ from headshot_ui.training.plan import (
 )
 from headshot_ui.training.refitting import in_less_memory, sentence
 from headshot_ui.training.rehearsal import look_ahead
+
+if TYPE_CHECKING:
+    from headshot_ui.settings import Settings
 
 STAGE = "Training"
 CHECKPOINTS = "checkpoints"
@@ -78,7 +82,7 @@ def train(spec: TrainSpec, store: Store, loaded: LoadedBase, dataset: Dataset, r
     try:
         if opened.damaged:
             _tell_damaged(opened, report)
-        fitting = _make_fit(opened, loaded)
+        fitting = _make_fit(opened, loaded, store.settings)
         trainer, texts = _trainer(opened, store, loaded, dataset, report)
         if saved:
             trainer.restore(saved)
@@ -182,12 +186,24 @@ def _trainer(
     return trainer, texts
 
 
-def _make_fit(opened: _OpenedRun, loaded: LoadedBase) -> Fitting | None:
-    """Have the base fit the memory, and note what of that changes numbers: a run that goes on keeps to it."""
+def _make_fit(opened: _OpenedRun, loaded: LoadedBase, settings: Settings) -> Fitting | None:
+    """Have the base fit the memory, and note what of that changes numbers: a run that goes on keeps to it.
+
+    One in which graphics memory ran out begins with the way that it found then.
+    """
     loaded.use_loras(())
     run = load_run(opened.run.folder)
     begun = None if opened.saved is None else str(run.facts.get(PRECISION, ""))
-    fitting = loaded.fit(work_of(opened.plan), begun)
+    work, under = work_of(opened.plan), enough_bytes(run.facts, settings)
+    try:
+        fitting = loaded.fit(work, begun, under)
+    except MemoryBudgetError:
+        if under is None:
+            raise
+        fitting = loaded.fit(work, begun)
+    else:
+        if under is not None:
+            _log.info("Graphics memory ran out in this run before: it begins with the way that was found then")
     if fitting is not None:
         _log.info("%s (%s)", fitting.sentence, run.folder)
     _note_precision(run, fitting)
@@ -242,7 +258,7 @@ def _loop(
             if found is None:
                 raise failed
             trainer, fitting = found
-            _tell_smaller(trainer, fitting, run, report)
+            _tell_smaller(trainer, fitting, run, store.settings, report)
     except Cancelled:  # raised by report, so between two steps, or in one that leaves no trace
         _save(trainer, run)
         raise
@@ -303,11 +319,15 @@ def _sample(
     return False
 
 
-def _tell_smaller(trainer: Trainer, fitting: Fitting | None, run: Run, report: Reporter) -> None:
+def _tell_smaller(
+    trainer: Trainer, fitting: Fitting | None, run: Run, settings: Settings, report: Reporter
+) -> None:
     """Of a way that was found when memory ran out; the run's files say how it goes on."""
     now = load_run(run.folder)
     level = trainer.plan.gradient_checkpointing
-    _note_precision(change_run(now, spec=dataclasses.replace(now.spec, gradient_checkpointing=level)), fitting)
+    facts = now.facts if fitting is None else {**now.facts, ENOUGH: enough_fact(fitting, settings)}
+    now = change_run(now, spec=dataclasses.replace(now.spec, gradient_checkpointing=level), facts=facts)
+    _note_precision(now, fitting)
     note = sentence(trainer.plan, trainer.step, fitting)
     _log.warning("%s", note)
     report(note, trainer.step, trainer.plan.steps, note=note)

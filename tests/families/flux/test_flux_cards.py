@@ -26,8 +26,10 @@ from headshot_ui.memory import CONTEXT_BYTES
 from headshot_ui.parts import real_parts
 from headshot_ui.peaks import Measured, Peaks
 from headshot_ui.residency import Residency
+from headshot_ui.runs import change_run, create_run
 from headshot_ui.settings import Settings
 from headshot_ui.specs import FULL, NONE, GenerateSpec, TrainSpec
+from headshot_ui.store import Store
 from headshot_ui.workshop import base_key
 from tests.tiny_flux import make_tiny_flux
 
@@ -185,6 +187,26 @@ def test_a_run_that_goes_on_keeps_to_its_precision(card: Callable[..., Settings]
     assert not choose_for(info, work, Budget(24 * GIB, 32 * GIB), "").fit.eight_bit
     with pytest.raises(MemoryBudgetError, match=r"^This training was begun in 16 bit and goes on only so\. FLUX"):
         choose_for(info, work, Budget(12 * GIB, 32 * GIB), "")
+
+
+def test_the_plan_of_a_run_that_goes_on_is_in_the_way_it_found(
+    card: Callable[..., Settings], peaks: Peaks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(settings: Settings, spec: TrainSpec) -> str:
+        found = forecast(spec, replace(settings, outputs_dir=tmp_path), real_parts(), peaks)
+        return re.findall(r"in 8 bit, with \d+|in 8 bit", found.notes[0])[0]
+
+    settings = card(12)
+    spec = replace(TRAIN, gradient_checkpointing=FULL)
+    run = create_run(Store(replace(settings, outputs_dir=tmp_path)), spec)
+    going_on = replace(spec, run=run.name)
+    change_run(run, facts={"precision": "8 bit"})
+    assert planned(settings, going_on) == planned(settings, spec) == "in 8 bit"
+    enough = {"title": "", "vram_bytes": 10 * GIB, "card_bytes": 12 * GIB}
+    change_run(run, facts={"precision": "8 bit", "enough_memory": enough})
+    monkeypatch.setattr("headshot_ui.training.fitting.card_bytes", lambda settings: settings.vram_limit_bytes)
+    assert planned(settings, going_on).startswith("in 8 bit, with 1") and planned(settings, spec) == "in 8 bit"
+    assert planned(card(16), going_on) == "in 8 bit", "the card is larger now"
 
 
 def test_what_was_measured_in_another_way_is_not_expected(card: Callable[..., Settings], peaks: Peaks) -> None:

@@ -24,7 +24,7 @@ from headshot_ui.runs import load_run
 from headshot_ui.settings import Settings
 from headshot_ui.specs import FULL, NONE, PARTIAL, GenerateSpec, TrainSpec
 from headshot_ui.store import Store
-from headshot_ui.training import rehearsal
+from headshot_ui.training import fitting, rehearsal
 from headshot_ui.training.runner import train
 from tests.generation.fakes import Reports
 from tests.training.conftest import Listener, make_dataset
@@ -49,6 +49,8 @@ class Machine:
     smaller: Fit | None = None
     refuses: str | None = None  # a level of checkpointing with which nothing fits
     asked: tuple[DenoiserWork, str | None, OfLoras] | None = None
+    under: int | None = None  # what was asked for last
+    asked_again: bool = False  # for a run that found its way before, of which nothing more is to be saved
 
     def __call__(
         self,
@@ -62,8 +64,10 @@ class Machine:
         self.asked = work, precision, loras
         if work.learning == self.refuses:
             raise MemoryBudgetError("FLUX.1 needs more.")
+        self.under = under
         if under is not None:
-            assert self.smaller is not None and under == -LEAST_LESS, "half a GiB less than what the other way takes"
+            least = 0 if self.asked_again else -LEAST_LESS
+            assert self.smaller is not None and under == least, "half a GiB less than what the other way takes"
             return Chosen(self.smaller, streams_text=self.smaller.streamed > 0)
         return None if self.way is None else Chosen(self.way, streams_text=self.way.streamed > 0)
 
@@ -196,6 +200,48 @@ def test_where_memory_runs_out_more_blocks_travel(
     (note,) = listener.notes
     assert f"ran out at step {call}, so the training goes on from there with full gradient check" in note
     assert "checkpointing: FLUX.1 fits in" in note
+
+
+@pytest.mark.parametrize(("then", "now", "kept"), [(8, 8, True), (8, 7, True), (8, 24, False), (None, None, True)])
+def test_a_run_that_goes_on_begins_with_the_way_it_found(
+    trained: Any,
+    base: LoadedFlux,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    then: int | None,
+    now: int | None,
+    kept: bool,
+) -> None:
+    """Unless the card is larger now."""
+    wanted, calls, card = trained("streamed"), [0], [then]
+    monkeypatch.setattr(fitting, "card_bytes", lambda settings: card[0])
+    caplog.set_level("INFO", "headshot_ui")
+
+    def short(inputs: Any) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return LoadedFlux.loss(base, inputs)
+
+    monkeypatch.setattr(base, "loss", short)
+    machine.way, machine.smaller, machine.asked_again = WAYS["dropped"], WAYS["streamed"], False
+    store = Store(replace(base._source.settings, outputs_dir=tmp_path))
+    dataset = make_dataset(tmp_path / "dataset", ((64, 64),) * 3)
+    with pytest.raises(Cancelled):
+        train(TRAIN, store, base, dataset, Listener(cancel_at=3))
+    assert calls == [4] and machine.under == -LEAST_LESS
+    run = next(tmp_path.rglob("checkpoints")).parent
+    card[0], said = now, "it begins with the way that was found then"
+    assert said not in caplog.text
+    monkeypatch.setattr(machine, "asked_again", True)
+    done = train(replace(TRAIN, run=run.name), store, base, dataset, Listener())
+    assert calls == [5], "no step was tried in vain"
+    assert machine.under == (0 if kept else None) and (said in caplog.text) == kept
+    assert base._source.fit == WAYS["streamed" if kept else "dropped"]
+    assert done.losses == wanted.losses
+    assert {key: tensor.numpy().tobytes() for key, tensor in load_file(done.lora_path).items()} == wanted.lora
 
 
 def test_a_level_with_which_nothing_fits_is_passed_over(
