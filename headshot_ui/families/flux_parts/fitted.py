@@ -27,6 +27,8 @@ from headshot_ui.swapping import forget_copies
 READING = "Reading FLUX.1"
 ROUNDING = "Reading FLUX.1 and rounding it to 8 bit"
 COMPUTING = COMPUTED_EACH_JOB
+PACKING = "Making FLUX.1 fit"
+PACKING_TEXT = "Making FLUX.1's text encoders fit"
 MOVING = "Bringing FLUX.1 to the graphics card"
 MOVING_TEXT = "Bringing FLUX.1's text encoders to the graphics card"
 
@@ -133,11 +135,17 @@ def beforehand_of(transformer: Any) -> Beforehand | None:
 
 
 # --- blocks that travel ---------------------------------------------------------------------------
-def set_out(model: Any, blocks: Sequence[torch.nn.Module], device: str, lock: bool = True) -> None:
+def set_out(
+    model: Any,
+    blocks: Sequence[torch.nn.Module],
+    device: str,
+    lock: bool = True,
+    told: Callable[[int, int], None] | None = None,
+) -> None:
     """Have these blocks of a model in main memory travel from now on (see ``streaming.stream``), if none do yet."""
     if _STREAMED not in model.__dict__:
         forget_copies(model)  # of a time when they were moved whole
-        model.__dict__[_STREAMED] = streaming.stream(model, blocks, device, lock=lock)
+        model.__dict__[_STREAMED] = streaming.stream(model, blocks, device, lock=lock, told=told)
 
 
 def come_back(model: Any) -> None:

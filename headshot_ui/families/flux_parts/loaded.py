@@ -14,7 +14,17 @@ from headshot_ui.families.flux_parts import blocks, denoise, fast_products, lora
 from headshot_ui.families.flux_parts.choosing import Choose, choose
 from headshot_ui.families.flux_parts.configs import FluxFacts, read_facts, schedule_config, transformer_config
 from headshot_ui.families.flux_parts.files import CLIP, T5, TRANSFORMER, cell_px
-from headshot_ui.families.flux_parts.fitted import MOVING, MOVING_TEXT, beforehand_of, come_back, is_travelling, set_out
+from headshot_ui.families.flux_parts.fitted import (
+    MOVING,
+    MOVING_TEXT,
+    PACKING,
+    PACKING_TEXT,
+    beforehand_of,
+    come_back,
+    counted,
+    is_travelling,
+    set_out,
+)
 from headshot_ui.families.flux_parts.fitting import RECOMPUTED, SPARE_BYTES, activation_bytes, tokens_of
 from headshot_ui.families.flux_parts.lora_facts import place_in_files
 from headshot_ui.families.flux_parts.lora_file import read_lora_file
@@ -318,9 +328,11 @@ class LoadedFlux:
         if source.travels(part) and not any(map(is_travelling, modules)):
             self._put_loras_on(part, modules)
         if part == "denoiser" and source.fit is not None and source.travels(part):
-            set_out(modules[0], chosen_blocks(modules[0], source.fit.streamed), source.device)
+            blocks_ = chosen_blocks(modules[0], source.fit.streamed)
+            set_out(modules[0], blocks_, source.device, told=counted(source.told, PACKING))
         if part == "text" and source.travels(part):  # once per job: locking its memory would take longer
-            set_out(modules[1], modules[1].encoder.block, source.device, lock=False)
+            told = counted(source.told, PACKING_TEXT)
+            set_out(modules[1], modules[1].encoder.block, source.device, lock=False, told=told)
 
     def _come_back(self, part: str, modules: Modules) -> None:
         for module in modules:

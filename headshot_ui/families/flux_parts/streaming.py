@@ -177,11 +177,22 @@ class Streamed:
     """A model some of whose blocks travel; made by ``stream``."""
 
     def __init__(
-        self, model: torch.nn.Module, blocks: Sequence[torch.nn.Module], carrier: Carrier, lock: bool = True
+        self,
+        model: torch.nn.Module,
+        blocks: Sequence[torch.nn.Module],
+        carrier: Carrier,
+        lock: bool = True,
+        told: Callable[[int, int], None] | None = None,
     ) -> None:
         self._model: Any = model
         self._carrier = carrier
-        self._blocks = [_packed(block) for block in blocks]
+        self._blocks: list[_Block] = []
+        for one in blocks:  # one that is packed computes as before, should ``told`` raise
+            if told is not None:
+                told(len(self._blocks), len(blocks))
+            self._blocks.append(_packed(one))
+        if told is not None:
+            told(len(blocks), len(blocks))
         if lock:
             pinned.ask((block.flat, block.flat) for block in self._blocks)
         size = max((len(block.flat) for block in self._blocks), default=0)
@@ -247,14 +258,16 @@ def stream(
     device: str,
     new_carrier: Callable[[str], Carrier] | None = None,
     lock: bool = True,
+    told: Callable[[int, int], None] | None = None,
 ) -> Streamed:
     """Have ``blocks`` of a model, in the order of its pass, wait in main memory and travel to ``device`` from now on.
 
     Of a transformer those of ``chosen_blocks``; of T5 ``encoder.block``, all of them, where a card does not hold it.
     The model must be in main memory; afterwards everything else of it may be moved, and the blocks' frozen weights
     are on the device already. LoRAs are put on after. ``new_carrier`` stands in for CUDA's copies. ``lock``: their
-    memory is to be page-locked, which pays for itself from the second pass on.
+    memory is to be page-locked, which pays for itself from the second pass on. ``told`` is called with (blocks done,
+    blocks in all) while they are packed; when it raises, the model is as it was and nothing travels.
     """
     if new_carrier is None:
         new_carrier = CardCarrier if device.startswith("cuda") else lambda device: _Plain()
-    return Streamed(model, blocks, new_carrier(device), lock)
+    return Streamed(model, blocks, new_carrier(device), lock, told)

@@ -18,7 +18,7 @@ from headshot_ui.engine import Engine, Parts
 from headshot_ui.errors import Cancelled
 from headshot_ui.families.flux_parts.choosing import Chosen
 from headshot_ui.families.flux_parts.eight_bit import EightBitLinear
-from headshot_ui.families.flux_parts.fitted import COMPUTING, READING, ROUNDING
+from headshot_ui.families.flux_parts.fitted import COMPUTING, PACKING, PACKING_TEXT, READING, ROUNDING, is_travelling
 from headshot_ui.families.flux_parts.loaded import LoadedFlux
 from headshot_ui.jobs import Snapshot
 from headshot_ui.logs import stop_log
@@ -92,6 +92,29 @@ def test_every_layer_is_told_in_order(afresh: Any) -> None:
     still = Heard()
     draw_told(base, still)
     assert still.steps == [], "it is there"
+
+
+def test_blocks_are_told_as_they_are_packed(afresh: Any) -> None:
+    base, heard = afresh(replace(EIGHT, streamed=3)), Heard()
+    base.make_fit(replace(EIGHT, streamed=3), streams_text=True)
+    draw_told(base, heard)
+    assert heard.stages == [PACKING_TEXT, ROUNDING, READING, PACKING, COMPUTING]
+    assert [told[1:] for told in heard.steps if told[0] == PACKING] == [(step, 3) for step in range(4)]
+    layers = len(base._shelf.modules("text")[1].encoder.block)
+    assert [told[1:] for told in heard.steps if told[0] == PACKING_TEXT] == [(n, layers) for n in range(layers + 1)]
+
+
+@pytest.mark.parametrize("at", [0, 2, 3])
+def test_a_cancel_between_two_blocks_leaves_a_whole_transformer(afresh: Any, at: int) -> None:
+    fit = replace(EIGHT, streamed=3)
+    wanted = draw(afresh(fit))
+    base, heard = afresh(fit), Heard(PACKING, at)
+    with pytest.raises(Cancelled):
+        draw_told(base, heard)
+    assert heard.steps[-1] == (PACKING, at, 3)
+    (there,) = base._shelf.modules("denoiser")
+    assert not is_travelling(there)
+    assert torch.equal(draw(base), wanted) and base._shelf.modules("denoiser") == (there,)
 
 
 def test_nobody_need_hear(afresh: Any) -> None:
