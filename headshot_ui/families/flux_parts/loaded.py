@@ -252,10 +252,11 @@ class LoadedFlux:
         """
         place = place_in_files(self.info) if loras else None
         files = tuple((read_lora_file(path, place, self.info.family), weight) for path, weight in loras if place)
+        others = lora.embed_otherwise(self._loras) or lora.embed_otherwise(files)
         self._loras, self._rows = (), None
         in_model.take_off(self._lora_parts())
         for beforehand in map(beforehand_of, self._shelf.modules("denoiser")):
-            if beforehand is not None:
+            if beforehand is not None and others:
                 beforehand.forget()
         shelf = self._shelf
         measured, modulating = lora.measure_weights(files), lora.facts_of(files).on_modulation

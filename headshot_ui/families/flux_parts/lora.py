@@ -24,6 +24,7 @@ TARGETS = (
     r"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_mlp|proj_out)"
 )
 #: Layers that a row of modulation stands for, as LoRA files name them.
+_EMBEDDING = f"{PREFIX}time_text_embed."  # what a row is computed from
 _MODULATION = re.compile(r"\.norm(1|1_context|_out)?\.linear$")
 
 
@@ -50,6 +51,11 @@ def facts_of(loras: Sequence[tuple[LoraFile, float]]) -> OfLoras:
     layers = {name: layer for file, _ in loras for name, layer in file.layers.items() if name.startswith(PREFIX)}
     matrices = [one for layer in layers.values() for one in _matrices_of(layer)]
     return OfLoras(sum(one.numel() for one in matrices), any(_MODULATION.search(name) for name in layers))
+
+
+def embed_otherwise(loras: Sequence[tuple[LoraFile, float]]) -> bool:
+    """Whether some change how timestep, guidance and pooled prompt are embedded, and so every row of modulation."""
+    return any(name.startswith(_EMBEDDING) for file, _ in loras for name in file.layers)
 
 
 def measure_weights(loras: Sequence[tuple[LoraFile, float]]) -> bool:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from headshot_ui import families
 from headshot_ui.families.fits import DenoiserWork
-from headshot_ui.families.flux_parts import modulation
+from headshot_ui.families.flux_parts import fitted, modulation
 from headshot_ui.families.flux_parts.choosing import Chosen
 from headshot_ui.families.flux_parts.eight_bit import EightBitLinear
 from headshot_ui.families.flux_parts.fitted import beforehand_of, is_travelling
@@ -226,20 +226,62 @@ def test_a_recorded_step_is_given_its_row(base: LoadedFlux) -> None:
     assert steps[0] == steps[1] and hash(steps[0]) == hash(steps[1]), "recorded once"
 
 
-def test_a_table_is_made_once_for_equal_pictures(
-    base: LoadedFlux, ordinary: Ordinary, lora_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many steps each table had that was computed."""
+    seen: list[int] = []
     real = modulation.table
-    monkeypatch.setattr(modulation, "table", lambda *args: made.append(len(args[1])) or real(*args))
+    monkeypatch.setattr(modulation, "table", lambda *args: seen.append(len(args[1])) or real(*args))
+    return seen
+
+
+def test_a_table_is_made_once_for_equal_pictures(base: LoadedFlux, ordinary: Ordinary, made: list[int]) -> None:
     base.make_fit(DROPPED)
     assert torch.equal(draw(base), ordinary.drawn) and not torch.equal(draw(base, seeds=(7, 8)), ordinary.drawn)
     assert made == [3]
     draw(base, steps=2)
+    draw(base, prompts=1)
     assert torch.equal(draw(base), ordinary.drawn) and made == [3, 2, 3]
-    base.use_loras([(lora_path, 1.0)])
+    draw(base, guidance_scale=3.0)
+    assert made == [3, 2, 3, 3]
+
+
+def test_the_tables_unused_longest_go_first(base: LoadedFlux, made: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    base.make_fit(DROPPED)
+    draw(base, steps=2)
+    (table,) = beforehand_of(transformer_of(base)).last.values()  # type: ignore[union-attr]
+    monkeypatch.setattr(fitted, "KEPT_BYTES", 5 * table.nbytes // 2)
+    for guidance in (3.5, 4.0, 3.5, 5.0, 3.5, 4.0):
+        draw(base, steps=2, guidance_scale=guidance)
+    assert len(made) == 4, "4.0 had to go for 5.0"
+    monkeypatch.setattr(fitted, "KEPT_BYTES", 1)
+    draw(base, steps=3)
+    assert len(beforehand_of(transformer_of(base)).last) == 1  # type: ignore[union-attr]
+
+
+def test_tables_outlast_a_job_unless_a_lora_embeds_otherwise(
+    settings: Settings, base: LoadedFlux, ordinary: Ordinary, lora_path: Path, made: list[int], tmp_path: Path
+) -> None:
+    where, tensors = place_in_files(base.info), dict[str, torch.Tensor]()
+    chosen = [name for name in where.shapes if "time_text_embed.text_embedder" in name]
+    for name, layer in random_layers(where, chosen, rank=2).items():
+        tensors |= by_hand(name, layer.down, layer.up, None, kohya=False)
+    embedding = tmp_path / "embedding.safetensors"
+    save_file(tensors, embedding)
+    base.make_fit(DROPPED)
     draw(base)
-    assert made == [3, 2, 3, 3], "it may be on the layers that embed the prompt"
+    base.use_loras([(lora_path, 0.7)])
+    assert torch.equal(draw(base), ordinary.with_lora)
+    base.use_loras(())
+    assert torch.equal(draw(base), ordinary.drawn) and made == [3]
+    base.use_loras([(embedding, 1.0)])
+    found = draw(base)
+    assert not torch.equal(found, ordinary.drawn) and made == [3, 3]
+    base.use_loras(())
+    assert torch.equal(draw(base), ordinary.drawn) and made == [3, 3, 3]
+    base.make_fit(None)
+    base.use_loras([(embedding, 1.0)])
+    assert torch.equal(draw(base), found), "as with the layers themselves"
 
 
 # --- LoRA ---------------------------------------------------------------------------------------------
