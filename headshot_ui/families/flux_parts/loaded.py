@@ -33,7 +33,7 @@ from headshot_ui.families.flux_parts.preflight import check_base
 from headshot_ui.families.flux_parts.recomputing import recompute
 from headshot_ui.families.flux_parts.sizes import shape_of
 from headshot_ui.families.flux_parts.source import Source
-from headshot_ui.families.flux_parts.streaming import chosen_blocks
+from headshot_ui.families.flux_parts.streaming import chosen_blocks, forget_packed
 from headshot_ui.families.flux_parts.text_key import text_key_of
 from headshot_ui.families.lora_parts import in_model
 from headshot_ui.families.lora_parts.layers import LoraFile
@@ -315,10 +315,16 @@ class LoadedFlux:
             self._rows = None
             self._shelf.put_away("denoiser", drop=True)
         elif _streamed(before) != _streamed(fit):
-            self._shelf.put_away("denoiser")
+            self._put_away_unpacked("denoiser")
         if self._source.streams_text != streams_text:
             self._source.streams_text = streams_text
-            self._shelf.put_away("text", drop=streams_text)  # those that travel are read as they compute
+            # Those that travel are read as they compute.
+            self._put_away_unpacked("text", drop=streams_text)
+
+    def _put_away_unpacked(self, part: str, drop: bool = False) -> None:
+        self._shelf.put_away(part, drop)
+        for module in self._shelf.modules(part):
+            forget_packed(module)
 
     def _set_out(self, part: str, modules: Modules) -> None:
         """Before a part moves to the device: what travels there block by block stays in main memory.

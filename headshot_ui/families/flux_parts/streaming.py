@@ -31,6 +31,7 @@ import torch
 from headshot_ui import pinned
 
 SLOTS = 2
+_PACKED = "_headshot_ui_packed"  # of a block: its run of bytes and the places in it
 _ALIGNED = 512  # bytes, as torch's own allocator aligns: kernels choose by it
 
 
@@ -126,6 +127,14 @@ class _Block:
         self.flat.data = pinned.master_of(self.flat, self.flat.data)
         return self.flat.data
 
+    def is_whole(self) -> bool:
+        """Whether these are the weights that the module has now, and they lie there."""
+        now, start = _frozen(self.module), self.flat.data_ptr()
+        return len(now) == len(self.places) and all(
+            place.tensor is tensor and tensor.dtype == place.dtype and tensor.data_ptr() == start + place.start
+            for place, tensor in zip(self.places, now, strict=True)
+        )
+
 
 def _frozen(module: torch.nn.Module) -> list[torch.Tensor]:
     """Weights that travel: those of a LoRA that learns change on the card and stay there."""
@@ -143,7 +152,15 @@ def _room(size: int) -> int:
 
 
 def _packed(module: torch.nn.Module) -> _Block:
-    """The block with its weights in one run of bytes; their old memory is given back."""
+    """The block with its weights in one run of bytes; their old memory is given back.
+
+    One that has travelled before and came back still has them so, and in page-locked memory perhaps.
+    """
+    before: _Block | None = None
+    if _PACKED in module.__dict__:
+        before = _Block(module, *module.__dict__[_PACKED])
+    if before is not None and before.is_whole():
+        return before
     places, start = [], 0
     for tensor in _frozen(module):
         places.append(_Place(tensor, start, tensor.shape, tensor.dtype))
@@ -153,7 +170,14 @@ def _packed(module: torch.nn.Module) -> _Block:
         here = place.view(flat)
         here.copy_(place.tensor.data)
         place.tensor.data = here
+    module.__dict__[_PACKED] = flat, tuple(places)
     return _Block(module, flat, tuple(places))
+
+
+def forget_packed(model: torch.nn.Module) -> None:
+    """Other blocks are to travel, or none: those that did give up their runs of bytes as soon as they move."""
+    for module in model.modules():
+        module.__dict__.pop(_PACKED, None)
 
 
 # --- which, and how -------------------------------------------------------------------------------

@@ -164,6 +164,33 @@ def test_stopping_gives_every_weight_back() -> None:
     assert len(places) == 1
 
 
+def runs_of(model: Any) -> list[int]:
+    """Where in memory the weights of each block lie that travelled and came back."""
+    return [module.__dict__[streaming._PACKED][0].data_ptr() for module in streaming.chosen_blocks(model, 4)]
+
+
+def test_what_travelled_before_is_not_packed_again() -> None:
+    model = tiny_transformer()
+    streamed(model, 4)[0].stop()
+    first = runs_of(model)
+    add_lora(model, LORA)  # beside the weights that travel
+    wanted = drawn(model, inputs(1))
+    made, _ = streamed(model, 4)
+    assert torch.equal(drawn(model, inputs(1)), wanted) and runs_of(model) == first
+    made.stop()
+    changed = streaming.chosen_blocks(model, 4)[1]
+    weight = next(weight for weight in changed.parameters() if not weight.requires_grad)
+    weight.data = weight.data * 2  # elsewhere in memory, as after a way to the card and back
+    other = drawn(model, inputs(1))
+    made, _ = streamed(model, 4)
+    assert torch.equal(drawn(model, inputs(1)), other) and not torch.equal(other, wanted)
+    again = runs_of(model)
+    assert again[1] != first[1] and [*again[:1], *again[2:]] == [*first[:1], *first[2:]]
+    made.stop()
+    streaming.forget_packed(model)
+    assert not any(streaming._PACKED in module.__dict__ for module in model.modules())
+
+
 def test_which_blocks_travel() -> None:
     model = tiny_transformer(double=3, single=6)
     names = {id(module): name for name, module in model.named_modules()}
@@ -302,6 +329,11 @@ def test_blocks_travel_from_locked_memory_as_soon_as_they_are_there(monkeypatch:
     assert len(sources) >= 10 and all(any(s.data_ptr() in block for block in locked) for s in sources)
     made.stop()
     assert torch.equal(drawn(model, inputs(1)), wanted)
+    made, _ = streamed(model, 5)  # the next job
+    pinned.settle()
+    assert torch.equal(drawn(model, inputs(1)), wanted)
+    assert [*pinned._locked.sizes] == [block.start for block in locked], "nothing is locked again"
+    made.stop()
 
 
 def test_blocks_come_back_after_a_pass_that_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

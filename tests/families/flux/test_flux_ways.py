@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from headshot_ui import families
 from headshot_ui.families.fits import DenoiserWork
-from headshot_ui.families.flux_parts import fitted, modulation
+from headshot_ui.families.flux_parts import fitted, modulation, streaming
 from headshot_ui.families.flux_parts.choosing import Chosen
 from headshot_ui.families.flux_parts.eight_bit import EightBitLinear
 from headshot_ui.families.flux_parts.fitted import beforehand_of, is_travelling
@@ -192,6 +192,23 @@ def test_blocks_that_travel_change_nothing_in_8_bit(base: LoadedFlux) -> None:
     assert is_travelling(here)
     base.keep(frozenset({"vae"}))
     assert not is_travelling(here)
+
+
+def test_blocks_that_travel_no_more_give_their_memory_back(base: LoadedFlux) -> None:
+    def packed() -> int:
+        modules = [*transformer_of(base).modules(), *base._shelf.modules("text")[1].modules()]
+        return sum(streaming._PACKED in module.__dict__ for module in modules)
+
+    base.make_fit(replace(EIGHT, streamed=3), streams_text=True)
+    wanted = draw(base)
+    here = transformer_of(base)
+    layers = len(base._shelf.modules("text")[1].encoder.block)
+    assert packed() == 3 + layers
+    base.make_fit(EIGHT, streams_text=True)
+    assert packed() == layers
+    base.make_fit(EIGHT)
+    assert packed() == 0 and transformer_of(base) is here
+    assert torch.equal(draw(base), wanted)
 
 
 def test_text_encoders_that_travel_read_the_same(base: LoadedFlux) -> None:
