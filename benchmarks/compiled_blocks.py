@@ -70,7 +70,7 @@ FLUX: dict[str, dict[str, Any]] = {
 APART = 0.03
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A denoiser with what is asked of it."""
 

@@ -52,6 +52,14 @@ PARTS = (
     ),
     _script("compile-sdxl-draw", 240, "benchmarks/compiled_blocks.py --model sdxl --work draw --report {report}"),
     _script("compile-flux-draw", 240, "benchmarks/compiled_blocks.py --model flux --work draw --report {report}"),
+    *(
+        _script(f"profile-{model}-{work}", 120,
+                f"benchmarks/step_profile.py --model {model} --work {work} --level {level} --compiled "
+                "--cache {models}/compiled --count 6 --try all --seconds 60 --report {report}")
+        for model, work, level in (
+            ("sdxl", "train", "none"), ("sdxl", "draw", "none"), ("flux", "train", "full"), ("flux", "draw", "none"),
+        )
+    ),
     _script("train", 300, "-m headshot_ui bench train --report {report}"),
     _script("generate", 300, "-m headshot_ui bench generate --report {report}"),
     _script("swap", 420, "-m headshot_ui bench swap --cap 12 --repeats 4 --report {report}"),
