@@ -72,7 +72,7 @@ APART = 0.03
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A denoiser with what is asked of it."""
+    """A denoiser with what is asked of it. Only itself is equal to it: recorded passes are looked up by it."""
 
     module: Any
     repeated: Callable[[], tuple[Repeated, ...]]
@@ -289,7 +289,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--backend", choices=("inductor", "aot_eager"), default="inductor",
                         help="aot_eager generates no code, which is for trying this program")  # fmt: skip
-    parser.add_argument("--cache", type=Path, help="folder for what is compiled, kept; without it an empty one each time")
+    parser.add_argument("--cache", type=Path,
+                        help="folder for what is compiled, kept; without it an empty one each time")  # fmt: skip
     parser.add_argument("--report", type=Path, help="where the figures go too")
     options = parser.parse_args(words)
     device = options.device

@@ -62,6 +62,8 @@ PARTS = (
     ),
     _script("train", 300, "-m headshot_ui bench train --report {report}"),
     _script("generate", 300, "-m headshot_ui bench generate --report {report}"),
+    _script("train-compiled", 420, "-m headshot_ui bench train --compile always --report {report}"),
+    _script("generate-compiled", 420, "-m headshot_ui bench generate --compile always --report {report}"),
     _script("swap", 420, "-m headshot_ui bench swap --cap 12 --repeats 4 --report {report}"),
     _script("batch", 300, "-m headshot_ui bench batch --report {report}"),
     _script("whole-training", 300, "benchmarks/whole_training.py --models {models}"),
@@ -73,6 +75,10 @@ PARTS = (
     _script("flux-fast-products", 180, "benchmarks/flux_products.py --side 1024 --repeats 40"),
     _script("flux-train", 420, "-m headshot_ui bench train --model flux --report {report}"),
     _script("flux-generate", 420, "-m headshot_ui bench generate --model flux --report {report}"),
+    _script("flux-train-compiled", 480, "-m headshot_ui bench train --model flux --compile always --report {report}"),
+    _script(
+        "flux-generate-compiled", 480, "-m headshot_ui bench generate --model flux --compile always --report {report}"
+    ),
     _script("prove-flux", 540, "-m headshot_ui --models {models} prove --base random-flux"),
 )
 

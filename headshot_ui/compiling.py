@@ -41,6 +41,7 @@ MOST_VARIANTS = 64
 STAGE = "Compiling"
 #: In the folder of results: what was compiled before is read instead of made.
 FOLDER = "compiled"
+_FOLDER_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def why_not(device: str) -> str:
 
 
 def wanted(settings: Settings, pays: bool = False) -> bool:
-    """Whether to compile, as the settings say; ``pays``: what was measured says that it saves more than it costs.
+    """Whether to compile, as the settings say; ``pays``: with "auto" too, because it saves more than it costs.
 
     Where it cannot be done the log says why.
     """
@@ -80,7 +81,8 @@ def wanted(settings: Settings, pays: bool = False) -> bool:
         return False
     why = why_not(settings.device)
     if why:
-        _log.info("Blocks are not compiled: %s", why)
+        if settings.compile == ALWAYS or settings.device == "cuda":
+            _log.info("Blocks are not compiled: %s", why)
         return False
     keep_in(settings.outputs_dir / FOLDER)
     return True
@@ -88,7 +90,16 @@ def wanted(settings: Settings, pays: bool = False) -> bool:
 
 def keep_in(folder: Path) -> None:
     """What is compiled from now on lies in this folder for the next time, unless the environment names another."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    os.environ.setdefault(_FOLDER_VARIABLE, str(folder))
+
+
+def something_kept() -> bool:
+    """Whether anything that was compiled before lies where ``keep_in`` has it kept."""
+    folder = os.environ.get(_FOLDER_VARIABLE, "")
+    try:
+        return bool(folder) and any(Path(folder).iterdir())
+    except OSError:
+        return False
 
 
 @contextmanager

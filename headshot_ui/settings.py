@@ -11,7 +11,7 @@
 | HEADSHOT_UI_DTYPE | auto, float32, bfloat16 or float16 |
 | HEADSHOT_UI_VRAM_LIMIT | most GPU memory to use, e.g. 8GB |
 | HEADSHOT_UI_RAM_LIMIT | most main memory to use, e.g. 12GB |
-| HEADSHOT_UI_COMPILE | never, auto or always: whether blocks of networks are compiled |
+| HEADSHOT_UI_COMPILE | never, auto (in a training, where it pays) or always: whether blocks are compiled |
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from headshot_ui.graphics import Look, has_kernels, hidden_by, installed_build, 
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-NEVER, ALWAYS = "never", "always"
-#: "never" is meant where nothing is said, until what compiling brings has been measured on a card.
-COMPILE = (NEVER, "auto", ALWAYS)
+NEVER, AUTO, ALWAYS = "never", "auto", "always"
+COMPILE = (NEVER, AUTO, ALWAYS)
 # A card sold as "8GB" has 8 * 2**30 bytes, so both spellings mean powers of 1024.
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -53,7 +52,7 @@ class Settings:
     wanted_dtype: str = "auto"
     vram_limit_bytes: int | None = None  # None: all there is
     ram_limit_bytes: int | None = None  # of main memory, for the whole process; None: all there is
-    compile: str = NEVER  # one of COMPILE; see ``compiling``
+    compile: str = AUTO  # one of COMPILE; see ``training.compiled``
 
     @classmethod
     def from_environment(
@@ -91,7 +90,7 @@ class Settings:
             wanted_dtype=_one_of("dtype", given(dtype, "DTYPE", "auto"), DTYPES),
             vram_limit_bytes=parse_bytes(vram) if vram else None,
             ram_limit_bytes=parse_bytes(ram) if ram else None,
-            compile=_one_of("compile", given(compile, "COMPILE", NEVER), COMPILE),
+            compile=_one_of("compile", given(compile, "COMPILE", AUTO), COMPILE),
         )
 
     @cached_property

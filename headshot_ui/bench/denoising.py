@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headshot_ui.bench.compiled import CompilingClock
 from headshot_ui.bench.rows import Row
 from headshot_ui.bench.sdxl import GUIDANCE, UNET_TFLOP, RandomSdxl, noise
 from headshot_ui.bench.setting import BenchSetting
@@ -24,6 +25,7 @@ def measure_denoising(models: RandomSdxl, setting: BenchSetting, prompt: str, st
     lora = make_lora(models, setting.folder / "lora.safetensors")
     embeds, negative = _encoded(models, prompt)
     found: list[torch.Tensor] = []
+    clock = CompilingClock.of(setting)
 
     def ours() -> None:
         with graphs(models.device) as recorded:
@@ -60,13 +62,14 @@ def measure_denoising(models: RandomSdxl, setting: BenchSetting, prompt: str, st
         models.base.keep(frozenset({"denoiser"}))
         models.base.use_loras([(lora, 1.0)])
         try:
-            return _timed(ours, setting)
+            with clock.blocks(models.base, learning=False):
+                return _timed(ours, setting)
         finally:
             models.base.use_loras(())
             models.base.keep(frozenset())
 
     reference, mine = in_both_orders(with_pipeline, with_us)
-    return _row(models, setting, steps, reference, mine, _apart(found))
+    return _row(models, setting, steps, reference, mine, _apart(found), clock)
 
 
 def _timed(run: Callable[[], object], setting: BenchSetting) -> Timed:
@@ -105,15 +108,24 @@ def _apart(found: list[torch.Tensor]) -> float:
     return float((ours - theirs).square().mean().sqrt() / theirs.std())
 
 
-def _row(models: RandomSdxl, setting: BenchSetting, steps: int, reference: Timed, mine: Timed, apart: float) -> Row:
+def _row(
+    models: RandomSdxl,
+    setting: BenchSetting,
+    steps: int,
+    reference: Timed,
+    mine: Timed,
+    apart: float,
+    clock: CompilingClock,
+) -> Row:
     from headshot_ui.bench.machine import matmul_flops
 
     bound = None
     if setting.full:
         bound = 2 * steps * UNET_TFLOP * 1e12 / matmul_flops(setting.settings.device, setting.settings.dtype)
     return Row(
-        f"SDXL, one picture of {models.side} px with a LoRA, {steps} steps, noise to latents",
+        f"SDXL, one picture of {models.side} px with a LoRA, {steps} steps, noise to latents{clock.words}",
         reference.seconds, mine.seconds, bound, reference.peak_bytes, mine.peak_bytes,
         f"at least {LEAST_RATIO:g} times as fast", reference.seconds / mine.seconds >= LEAST_RATIO,
         f"Rank {RANK} on 700 layers at full size; the latents differ by {apart:.2%} of their spread.",
+        clock.found,
     )  # fmt: skip

@@ -20,6 +20,7 @@ class Row:
     goal: str  # in words: "at most 0.060 s on an H200, no more memory"
     met: bool | None  # None: the goal names another machine than this, or the models were tiny
     note: str = ""  # one sentence: what was done the reference way, or why the goal is not met
+    compiling_s: float | None = None  # what compiling our blocks took, outside of ``ours_s``; None: they were ordinary
 
     @property
     def ratio(self) -> float:

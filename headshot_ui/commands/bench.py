@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   bench                          everything; on a graphics card about half an hour
   bench train generate           only these
   bench swap --cap 12            as if the card had 12 GB
+  bench train --compile always   with compiled blocks (generate too); the seconds of compiling are a figure of their own
   bench train --model flux       a training step of FLUX.1 instead of Stable Diffusion XL
   bench train --size tiny        does it work at all? The figures mean nothing
 

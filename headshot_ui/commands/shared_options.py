@@ -7,8 +7,8 @@ import argparse
 from headshot_ui.settings import COMPILE, DEVICES
 
 _COMPILE = (
-    "compile blocks of networks, which takes a while and is meant to make steps quicker; not measured on any card yet, "
-    "so the default is never (auto: a training, where this computer has timed both ways and it pays)"
+    "compile blocks of networks on an NVIDIA card, which takes a while and makes steps quicker (default: auto, a "
+    "training where the steps to come save more than compiling takes; always: drawing too; bench takes auto as never)"
 )
 
 

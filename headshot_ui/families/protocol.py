@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 # Also for those who know them from here.
+from headshot_ui.families.requests import CompilingFigures as CompilingFigures
 from headshot_ui.families.requests import DenoiseRequest as DenoiseRequest
 from headshot_ui.families.requests import DenoiseStep as DenoiseStep
 from headshot_ui.families.requests import PromptEmbeds as PromptEmbeds
@@ -208,6 +209,10 @@ class LoadedBase(Protocol):
 
     def repeated(self) -> tuple[Repeated, ...]:
         """What takes most of a pass of the denoiser, if that is in memory: until it is dropped or a LoRA changes."""
+
+    @property
+    def compiling_figures(self) -> CompilingFigures:
+        """What compiling that is likely to cost and to save, for computers that have not timed it themselves."""
 
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:

@@ -36,6 +36,16 @@ class Repeated:
     name: str  # of the attribute that is called
 
 
+@dataclass(frozen=True)
+class CompilingFigures:
+    """What compiling everything ``repeated`` brought a training where it was measured, for photos of one size."""
+
+    saved: float  # of the seconds of an ordinary step, as a share
+    cold_seconds: float  # more than usual until the first step was done, where nothing had been compiled before
+    warm_seconds: float  # the same where it had been, and lay on the disk
+    cores: int  # processors of that computer; compiling keeps all of them busy
+
+
 #: Hears how far something is that takes a while: a stage in plain words, steps done, steps in all. May raise Cancelled.
 Told = Callable[[str, int, int], None]
 

@@ -133,7 +133,9 @@ def _save(work: Work, folder: Path, item: Drawn, image: Image.Image, why: str) -
     """Write one picture; ``why`` says that it is not the refined one although that was asked for."""
     planned = item.planned
     path = folder / _file_name(planned)
-    about = picture_metadata(work.spec, planned, work.lora, work.mark, why, item.unfinished, work.vae, work.precision)
+    about = picture_metadata(
+        work.spec, planned, work.lora, work.mark, why, item.unfinished, work.vae, work.precision, work.compiled
+    )
     save_png(path, image, about)
     refined = item.refined and not why
     return Picture(

@@ -48,12 +48,14 @@ def picture_metadata(
     unfinished: bool = False,
     vae: VaeMark | None = None,
     precision: str = "",
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """What goes into the PNG. ``spec`` is the resolved request, so nothing depends on later defaults.
 
     ``why_not_refined`` is a sentence when the request asked for ``refiner`` but this picture is without it;
     ``unfinished`` is True when the base had left the end of it to the refiner; ``vae`` is one that is not its own;
-    ``precision`` is "8 bit", say, where the base was rounded to fit the card.
+    ``precision`` is "8 bit", say, where the base was rounded to fit the card;
+    ``compiled`` that it was drawn with compiled blocks, which round otherwise.
     """
     asked = None if refiner is None else {**asdict(refiner), "why_not_refined": why_not_refined}
     if asked is not None and unfinished:
@@ -67,6 +69,7 @@ def picture_metadata(
         "refiner": asked,
         "vae": None if vae is None else asdict(vae),
         **({"precision": precision} if precision else {}),
+        **({"compiled": True} if compiled else {}),
     }
 
 

@@ -252,6 +252,7 @@ def _draw(work: Work, embeds: Mapping[str, PromptEmbeds], expect_next: Callable[
         with graphs(settings.device) as recorded, ExitStack() as stack:
             record: Recorder = recorded.record
             if compiling.wanted(settings):
+                work.compiled = True
                 record = compiling.when_ready(record, loaded.repeated, stack, _compiling(work))
 
             def draw(batch: Sequence[PlannedPicture], last: bool) -> None:

@@ -60,6 +60,7 @@ class Work:
     loaded: LoadedBase
     report: Reporter
     fitting: Fitting | None = None  # how the base was made to fit the card
+    compiled: bool = False  # its blocks are: they round otherwise than ordinary ones
     drawn: list[Drawn] = field(default_factory=list)
     saved: list[Picture] = field(default_factory=list)
 

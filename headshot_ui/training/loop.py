@@ -57,6 +57,7 @@ class Trainer:
     scaler: torch.amp.GradScaler  # does nothing unless the base computes in float16
     captured: CapturedSteps | None = None  # where steps can be recorded
     drawn: tuple[list[LossInputs], Position] | None = None  # inputs of the next attempt, and where they began
+    prepared_until: int = 0  # the step before which the base is told of those to come again; see ``rehearsal``
     step: int = 0
     losses: list[float] = field(default_factory=list)
     kept: Checkpoint | None = None  # what ``capture`` gives until a step was made (see ``keep``)
@@ -129,6 +130,13 @@ class Trainer:
         if self.captured is not None:
             self.captured.forget()
 
+    def begin_anew(self) -> None:
+        """Steps are computed another way from now on: what was recorded is no use any more, nor what was set up for
+        it. LoRA, optimizer and everything random stay as they are."""
+        if self.captured is not None:
+            self.captured.forget()
+            self.captured = CapturedSteps(self.captured.computing, self.captured.new_recorder)
+
     def _came_apart(self, why: str) -> str:
         else_ = ", or compute in bfloat16 or float32 (HEADSHOT_UI_DTYPE)" if self.scaler.is_enabled() else ""
         return (
@@ -192,7 +200,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a captured state, exactly."""
-        self.drawn = None
+        self.drawn, self.prepared_until = None, 0
         self.loaded.set_trainable_lora_state(checkpoint.lora)
         self.optimizer.load_state_dict(fitting_state(self.optimizer, checkpoint.optimizer))
         if checkpoint.scaler:  # none where the run began in another number format, or before there was one

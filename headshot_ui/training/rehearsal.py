@@ -9,18 +9,20 @@ from headshot_ui.training.fitting import LOOK_AHEAD
 from headshot_ui.training.loop import Trainer
 
 
-def look_ahead(trainer: Trainer) -> int:
-    """Let the base prepare for the next steps; returns the step before which to do it again.
+def look_ahead(trainer: Trainer) -> None:
+    """Let the base prepare for the next steps, unless it is prepared for the next one.
 
     One more is told of than that: while a step computes, the inputs of the next one are made.
     """
+    if trainer.step < trainer.prepared_until:
+        return
     steps = min(LOOK_AHEAD, trainer.plan.steps - trainer.step)
     coming = upcoming(trainer, steps + 1)
     try:
         trainer.loaded.prepare_for(coming)
     finally:
         coming.close()
-    return trainer.step + steps
+    trainer.prepared_until = trainer.step + steps
 
 
 def upcoming(trainer: Trainer, steps: int) -> Generator[LossInputs, None, None]:

@@ -26,7 +26,7 @@ from headshot_ui.specs import NONE, TrainSpec
 from headshot_ui.store import Store, check_free_space, readable_bytes, write_json_atomic
 from headshot_ui.training.cache import Embeds, cache_at_sizes, cache_class_pictures, encode_texts
 from headshot_ui.training.checkpoint import KEPT, Checkpoint, newest_checkpoint, save_checkpoint, set_aside
-from headshot_ui.training.compiled import Watch, watched
+from headshot_ui.training.compiled import Choice, Watch
 from headshot_ui.training.drawing import class_pictures, draw_sample
 from headshot_ui.training.fitting import ENOUGH, PRECISION, enough_bytes, enough_fact, work_of
 from headshot_ui.training.loop import Trainer
@@ -249,16 +249,23 @@ def _loop(
     trainer.keep(trainer.capture())
     try:
         report(STAGE, trainer.step, trainer.plan.steps)
+        choice = Choice.of(trainer, store.settings)
         while True:
-            with watched(trainer, store.settings, report) as watch:  # ends before blocks are changed
+            with choice.stretch(report) as watch:  # ends before blocks are changed
                 failed = _steps(trainer, watch, run, store, texts, prompt, report)
-            if failed is None:
+            if failed is None and trainer.step >= trainer.plan.steps:
                 return trainer
+            if failed is None:
+                choice.look_again(watch)
+                continue
+            if choice.after_memory_ran_out():
+                continue
             found = in_less_memory(trainer, trainer.capture(), fitting)
             if found is None:
                 raise failed
             trainer, fitting = found
             _tell_smaller(trainer, fitting, run, store.settings, report)
+            choice = Choice.of(trainer, store.settings)
     except Cancelled:  # raised by report, so between two steps, or in one that leaves no trace
         _save(trainer, run)
         raise
@@ -275,11 +282,10 @@ def _steps(
     prompt: str,
     report: Reporter,
 ) -> RuntimeError | None:
-    """Until the end, or until a step finds too little graphics memory, whose error is returned."""
-    plan, prepared_until = trainer.plan, trainer.step
-    while trainer.step < plan.steps:
-        if trainer.step == prepared_until:
-            prepared_until = look_ahead(trainer)
+    """Until the end, until ``watch`` ends, or until a step finds too little graphics memory: its error is returned."""
+    plan = trainer.plan
+    while trainer.step < plan.steps and not watch.ends:
+        look_ahead(trainer)
         with watch.step():
             failed = out_of_memory(trainer.run_step, "A training step")
         if failed is not None:

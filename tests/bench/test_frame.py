@@ -26,7 +26,7 @@ from headshot_ui.logs import stop_log
 SEEN: list[BenchSetting] = []
 JSON_FIELDS = [  # as other programs read them
     "work", "reference_s", "ours_s", "ratio", "bound_s", "reference_peak_bytes", "ours_peak_bytes", "goal", "met",
-    "note",
+    "note", "compiling_s",
 ]  # fmt: skip
 
 

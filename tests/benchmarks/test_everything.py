@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from headshot_ui import cli
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,3 +62,11 @@ def test_what_is_compared_is_what_was_published(everything):
     (part,) = [part for part in everything.PARTS if part.name == "flux-compare"]
     published = json.loads((ROOT / "benchmarks" / "results" / "flux-compare-h200.json").read_text(encoding="utf-8"))
     assert part.arguments[part.arguments.index("--side") + 1] == str(published["side"])
+
+
+def test_the_command_line_knows_the_options_of_commands(everything):
+    commands = [part.arguments for part in everything.PARTS if part.arguments[:2] == ("-m", "headshot_ui")]
+    assert sum("--compile" in arguments for arguments in commands) == 4
+    for arguments in commands:
+        read = cli.build_parser().parse_args([each.format(report="r", models="m") for each in arguments[2:]])
+        assert getattr(read, "compile", "never") == ("always" if "--compile" in arguments else "never")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from headshot_ui import compiling
 from headshot_ui.compiling import compiled
 from headshot_ui.errors import Cancelled
 from headshot_ui.families.requests import Repeated
+from headshot_ui.settings import Settings
 
 
 class Block(torch.nn.Module):
@@ -197,3 +199,21 @@ def test_drawing_is_compiled_when_its_first_step_is_recorded_and_no_longer(block
             record(lambda: run(blocks), blocks[0])()  # type: ignore[arg-type,return-value]
         assert len(asked) == 1 and all("forward" in vars(block) for block in blocks)
     assert not any("forward" in vars(block) for block in blocks)
+
+
+def test_whether_anything_is_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert not compiling.something_kept()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    assert not compiling.something_kept()
+    (tmp_path / "compiled" / "fxgraph").mkdir(parents=True)
+    assert compiling.something_kept()
+
+
+def test_auto_says_nothing_where_there_is_no_card(
+    caplog: pytest.LogCaptureFixture, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.from_environment(device="cpu", outputs_dir=tmp_path, environment={})
+    with caplog.at_level(logging.INFO):
+        assert not compiling.wanted(settings, pays=True) and not caplog.records
+        assert not compiling.wanted(replace(settings, compile="always")) and "CUDA cards only" in caplog.text

@@ -168,9 +168,9 @@ def test_neither_building_settings_nor_choosing_the_cpu_imports_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_blocks_are_not_compiled_unless_asked_for() -> None:
-    assert Settings.from_environment(environment={}).compile == "never"
-    assert Settings.from_environment(environment={"HEADSHOT_UI_COMPILE": "Auto"}).compile == "auto"
+def test_blocks_are_compiled_where_it_pays_unless_said_otherwise() -> None:
+    assert Settings.from_environment(environment={}).compile == "auto"
+    assert Settings.from_environment(environment={"HEADSHOT_UI_COMPILE": "Never"}).compile == "never"
     assert Settings.from_environment(compile="always", environment={"HEADSHOT_UI_COMPILE": "auto"}).compile == "always"
     with pytest.raises(SetupError, match="compile"):
         Settings.from_environment(compile="sometimes", environment={})

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
+from headshot_ui import compiling
 from headshot_ui.errors import Cancelled, ModelError, SpecError, StoreError
 from headshot_ui.families.fits import DenoiserWork, Fitting
 from headshot_ui.families.protocol import Abilities, DenoiseRequest, DenoiseStep
@@ -411,4 +413,22 @@ def test_a_picture_says_that_its_base_was_rounded_to_fit(
     store = make_store(tmp_path)
     path = generate(replace(SPEC, count=1), store, FakeBase(), Reports()).pictures[0].path
     assert read_png_metadata(path).get("precision", "") == precision
+    assert regenerate(path).seed == 10
+
+
+@pytest.mark.parametrize("asked", ["auto", "always"])
+def test_only_what_is_asked_for_draws_with_compiled_blocks_and_the_picture_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """They round otherwise: with “auto” the same seed and settings would not always give the same picture."""
+    monkeypatch.setattr(compiling, "why_not", lambda device: "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    asked_for: list[Any] = []
+    monkeypatch.setattr(compiling, "when_ready", lambda record, *_: asked_for.append(record) or record)
+    monkeypatch.setattr(FakeBase, "repeated", lambda self: (), raising=False)
+    store = make_store(tmp_path)
+    store = Store(replace(store.settings, compile=asked))
+    path = generate(replace(SPEC, count=1), store, FakeBase(), Reports()).pictures[0].path
+    assert bool(asked_for) == (asked == "always")
+    assert read_png_metadata(path).get("compiled", False) == (asked == "always")
     assert regenerate(path).seed == 10

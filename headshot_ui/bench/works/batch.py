@@ -16,6 +16,7 @@ from headshot_ui.bench.rows import Row, seconds
 from headshot_ui.bench.setting import BenchSetting
 from headshot_ui.bench.timing import Timed, in_both_orders, measure
 from headshot_ui.bench.work import Work
+from headshot_ui.settings import NEVER
 
 if TYPE_CHECKING:
     from headshot_ui.bench.sdxl import RandomSdxl
@@ -144,7 +145,8 @@ def _ours(batch: Batch, spec: GenerateSpec, folder: Path) -> list[Any]:
     from headshot_ui.store import Store
 
     loaded = batch.models.base
-    store = Store(replace(batch.setting.settings, outputs_dir=folder))
+    # Ordinary blocks whatever is asked: this row says nothing of compiled ones.
+    store = Store(replace(batch.setting.settings, outputs_dir=folder, compile=NEVER))
     result = generate(spec, store, loaded, lambda *_, **__: None)
     loaded.use_loras(())
     loaded.keep(frozenset())  # as the next job, with another model, has it

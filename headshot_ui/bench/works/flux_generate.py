@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headshot_ui import pinned
+from headshot_ui.bench.compiled import CompilingClock
 from headshot_ui.bench.flux import DECODING_TFLOP, GUIDANCE, MODEL, PASS_TFLOP, STEPS, RandomFlux, bound
 from headshot_ui.bench.rows import Row
 from headshot_ui.bench.setting import BenchSetting
@@ -29,6 +30,11 @@ class Drawing:
     steps: int
     drawn: dict[str, Any] = field(default_factory=dict)  # way → picture
     stages: dict[str, dict[str, float]] = field(default_factory=dict)  # way → stage → seconds, of the last time
+    clocks: dict[str, CompilingClock] = field(default_factory=dict)  # by way; see ``clock``
+
+    def clock(self, way: str) -> CompilingClock:
+        """Of one of our ways."""
+        return self.clocks.setdefault(way, CompilingClock.of(self.models.setting))
 
     @property
     def side(self) -> int:
@@ -42,6 +48,8 @@ class Drawing:
         setting = self.models.setting
         with _WAYS[way](self) as draw:
             draw(min(3, self.steps))
+            if way != "pipeline":
+                self.clock(way).add_stage(self.stages.get(way, {}))
             pinned.settle()
             return measure(lambda: draw(self.steps), setting.settings.device, repeats=1, warmups=0)
 
@@ -49,6 +57,7 @@ class Drawing:
 def measure_generate(setting: BenchSetting) -> Iterator[Row]:
     """Exact and fast beside the pipeline, in both orders, A B B A."""
     drawing = Drawing(RandomFlux.make(setting), STEPS if setting.full else 3)
+    drawing.clock("exact")  # before anything is drawn: it says where what is compiled is kept
     rounds = (max(2, setting.repeats // 3) + 1) // 2
     theirs, exact = in_both_orders(lambda: drawing.timed("pipeline"), lambda: drawing.timed("exact"), rounds)
     yield _row(drawing, "exact", theirs, exact, EXACT)
@@ -126,12 +135,14 @@ def _row(drawing: Drawing, way: str, theirs: Timed, mine: Timed, times: float) -
     ratio, alike = theirs.seconds / mine.seconds, psnr([drawing.drawn["pipeline"]], [drawing.drawn[way]])
     exact = way == "exact"
     same = f", the same picture (PSNR at least {LEAST_PSNR:g} dB)" if exact else ""
+    clock = drawing.clock(way)
     return Row(
-        f"FLUX.1, one picture of {drawing.side} px, {drawing.steps} steps, words to file, {way}",
+        f"FLUX.1, one picture of {drawing.side} px, {drawing.steps} steps, words to file, {way}{clock.words}",
         theirs.seconds, mine.seconds, bound(drawing.steps * PASS_TFLOP + DECODING_TFLOP, drawing.models.setting),
         theirs.peak_bytes, mine.peak_bytes, f"at least {times:g} times as fast{same}",
         ratio >= times and (alike >= LEAST_PSNR or not exact),
         f"PSNR to the pipeline's picture {alike:.1f} dB. {told_stages(drawing.stages[way])}",
+        clock.found,
     )  # fmt: skip
 
 

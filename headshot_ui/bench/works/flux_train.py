@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui import pinned
+from headshot_ui.bench.compiled import CompilingClock
 from headshot_ui.bench.flux import GOAL_GPU, GUIDANCE, MODEL, STEP_TFLOP, RandomFlux, bound, reached
 from headshot_ui.bench.rows import Row
 from headshot_ui.bench.setting import BenchSetting
@@ -60,19 +61,20 @@ def measure_training(setting: BenchSetting) -> Iterator[Row]:
     for case in CASES if setting.full else TINY_CASES:
         setting.say(case.title)
         with without_cudnn_attention():  # as we train; the published loop, which does not ask, would not survive it
-            times = in_both_orders(partial(theirs, models, case), partial(ours, models, case))
-        yield row_of(case, *times, setting)
+            clock = CompilingClock.of(setting)
+            times = in_both_orders(partial(theirs, models, case), partial(ours, models, case, clock))
+        yield row_of(case, *times, setting, clock)
 
 
-def row_of(case: Case, reference: Timed, mine: Timed, setting: BenchSetting) -> Row:
+def row_of(case: Case, reference: Timed, mine: Timed, setting: BenchSetting, clock: CompilingClock) -> Row:
     """Both ways against the bound of arithmetic."""
     tflop, goal = STEP_TFLOP.get(case.size_px, 0.0), case.goal_s
     bounded = f"; bound: {tflop:.1f} TFLOP as this card multiplies" if tflop else ""
     return Row(
-        case.title, reference.seconds, mine.seconds, bound(tflop, setting) if tflop else None,
+        case.title + clock.words, reference.seconds, mine.seconds, bound(tflop, setting) if tflop else None,
         reference.peak_bytes, mine.peak_bytes, case.goal,
         None if goal is None else reached(setting, lambda: mine.seconds <= goal),
-        f"{RANK=}, batch 1, attention and feed-forward" + bounded,
+        f"{RANK=}, batch 1, attention and feed-forward" + bounded, clock.found,
     )  # fmt: skip
 
 
@@ -109,10 +111,12 @@ def _measured(step: Callable[[], object], setting: BenchSetting) -> Timed:
 
 
 # --- the two ways -------------------------------------------------------------------------------------
-def ours(models: RandomFlux, case: Case) -> Timed:
+def ours(models: RandomFlux, case: Case, clock: CompilingClock) -> Timed:
     """This program's own training step, from the model as it reads it."""
     with models.ours() as loaded:
-        return _measured(our_steps(loaded, models, case), models.setting)
+        step = our_steps(loaded, models, case)
+        with clock.blocks(loaded, learning=True):
+            return _measured(step, models.setting)
 
 
 def our_steps(loaded: LoadedBase, models: RandomFlux, case: Case) -> Callable[[], object]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headshot_ui import pinned
+from headshot_ui.bench.compiled import CompilingClock
 from headshot_ui.bench.rows import Row, seconds
 from headshot_ui.bench.setting import BenchSetting
 from headshot_ui.bench.timing import Timed, in_both_orders, measure, together
@@ -33,6 +34,11 @@ class Drawing:
     steps: int
     drawn: dict[str, list[Any]] = field(default_factory=dict)  # way → pictures in the order of their seeds
     stages: dict[str, dict[str, float]] = field(default_factory=dict)  # way → stage → seconds, of the last time
+    clocks: dict[str, CompilingClock] = field(default_factory=dict)  # by way; see ``clock``
+
+    def clock(self, way: str) -> CompilingClock:
+        """Of one of our ways."""
+        return self.clocks.setdefault(way, CompilingClock.of(self.setting))
 
     @property
     def seeds(self) -> range:
@@ -48,6 +54,8 @@ class Drawing:
         """Once. The card holds only what this way needs; a few steps before set its libraries up."""
         self.models.on_card(way not in OURS)
         self.run(way, steps=3)
+        if way in OURS:
+            self.clock(way).add_stage(self.stages.get(way, {}))
         pinned.settle()
         return measure(lambda: self.run(way), self.setting.settings.device, repeats=1, warmups=0)
 
@@ -60,6 +68,7 @@ def measure_generate(setting: BenchSetting) -> Iterator[Row]:
     from headshot_ui.bench.denoising import measure_denoising
 
     drawing = _drawing(setting)
+    drawing.clock("exact")  # before anything is drawn: it says where what is compiled is kept
     one_by_one = _pictures_of(drawing, "one by one", max(1, drawing.pictures // 4))
     at_once = drawing.timed("together")
     reference = "one by one" if one_by_one < at_once.seconds else "together"
@@ -182,11 +191,12 @@ def _exact_row(drawing: Drawing, reference: str, theirs: Timed, ours: Timed, set
         f"least alike of the pictures has {alike:.1f} dB. {_exactness(drawing, reference)}"
         f"{told_stages(drawing.stages['exact'])}"
     )
+    clock = drawing.clock("exact")
     return Row(
-        f"{_what(drawing)}, exact", theirs.seconds, ours.seconds, _bound(drawing, drawing.steps),
+        f"{_what(drawing)}, exact{clock.words}", theirs.seconds, ours.seconds, _bound(drawing, drawing.steps),
         theirs.peak_bytes, ours.peak_bytes,
         f"at least {EXACT:g} times as fast, the same pictures (PSNR at least {LEAST_PSNR:g} dB)",
-        ratio >= EXACT and alike >= LEAST_PSNR, note,
+        ratio >= EXACT and alike >= LEAST_PSNR, note, clock.found,
     )  # fmt: skip
 
 
@@ -197,10 +207,11 @@ def _fast_row(drawing: Drawing, theirs: Timed, fast: Timed, setting: BenchSettin
     alike = psnr(drawing.drawn["exact"], drawing.drawn["fast"])
     guided = round(guided_share("fast") * drawing.steps)
     return Row(
-        f"{_what(drawing)}, fast", theirs.seconds, fast.seconds, _bound(drawing, guided),
+        f"{_what(drawing)}, fast{drawing.clock('fast').words}", theirs.seconds, fast.seconds, _bound(drawing, guided),
         theirs.peak_bytes, fast.peak_bytes, f"at least {FAST:g} times as fast", theirs.seconds / fast.seconds >= FAST,
         f"Guided for {guided} of {drawing.steps} steps; PSNR to exact {alike:.1f} dB. "
         f"{told_stages(drawing.stages['fast'])}",
+        drawing.clock("fast").found,
     )  # fmt: skip
 
 

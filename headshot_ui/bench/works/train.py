@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from headshot_ui.bench.compiled import CompilingClock
 from headshot_ui.bench.rows import Row
 from headshot_ui.bench.setting import BenchSetting
 from headshot_ui.bench.timing import Timed, in_both_orders, measure
@@ -65,34 +66,47 @@ def measure_training(setting: BenchSetting) -> Iterator[Row]:
     flops = {size: step_flops(loaded, size) for size in {case.size_px for case in cases}}
     for case in cases:
         setting.say(case.title)
+        clock = CompilingClock.of(setting)
         times = in_both_orders(
-            partial(timed, reference_steps, loaded, case, setting), partial(timed, our_steps, loaded, case, setting)
+            partial(timed, reference_steps, loaded, case, setting, CompilingClock(False)),
+            partial(timed, our_steps, loaded, case, setting, clock),
         )
-        yield row_of(case, *times, flops[case.size_px], setting)
+        yield row_of(case, *times, flops[case.size_px], setting, clock)
 
 
-def timed(way: Callable[..., Callable[[], object]], loaded: LoadedSdxl, case: Case, setting: BenchSetting) -> Timed:
+def timed(
+    way: Callable[..., Callable[[], object]],
+    loaded: LoadedSdxl,
+    case: Case,
+    setting: BenchSetting,
+    clock: CompilingClock,
+) -> Timed:
     """One block of steps, with a fresh LoRA that is gone afterwards."""
     from headshot_ui.memory import give_back
 
     gc.collect()
     give_back()
-    found = measure(way(loaded, case), setting.settings.device, (setting.repeats + 1) // 2, warmups=4)
+    step = way(loaded, case)
+    with clock.blocks(loaded, learning=True):
+        found = measure(step, setting.settings.device, (setting.repeats + 1) // 2, warmups=4)
     loaded.checkpoint_gradients(NONE)
     loaded.use_loras(())
     return found
 
 
-def row_of(case: Case, reference: Timed, ours: Timed, flops: float, setting: BenchSetting) -> Row:
+def row_of(
+    case: Case, reference: Timed, ours: Timed, flops: float, setting: BenchSetting, clock: CompilingClock
+) -> Row:
     """Both ways against the bound of arithmetic."""
     from headshot_ui.bench.machine import matmul_flops
 
     device = setting.settings.device
     bound = flops / matmul_flops(device) if device == "cuda" else None
     return Row(
-        case.title, reference.seconds, ours.seconds, bound, reference.peak_bytes, ours.peak_bytes,
+        case.title + clock.words, reference.seconds, ours.seconds, bound, reference.peak_bytes, ours.peak_bytes,
         case.goal, _met(case, reference, ours, device),
         f"{RANK=}, batch 1, attention and feed-forward; bound: {flops / 1e12:.1f} TFLOP as this card multiplies",
+        clock.found,
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ from headshot_ui.families.lora_parts import in_model
 from headshot_ui.families.lora_parts.layers import LoraFile
 from headshot_ui.families.protocol import (
     BaseInfo,
+    CompilingFigures,
     DenoiseRequest,
     DenoiseStep,
     OtherVae,
@@ -174,6 +175,11 @@ class LoadedFlux:
     def repeated(self) -> tuple[Repeated, ...]:
         """See ``blocks.repeated``."""
         return tuple(one for transformer in self._shelf.modules("denoiser") for one in blocks.repeated(transformer))
+
+    @property
+    def compiling_figures(self) -> CompilingFigures:
+        """See ``blocks.COMPILING``."""
+        return blocks.COMPILING
 
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:

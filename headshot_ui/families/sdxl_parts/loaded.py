@@ -17,6 +17,7 @@ from headshot_ui.families.lora_parts.layers import LoraFile
 from headshot_ui.families.lora_parts.writing import save_lora
 from headshot_ui.families.protocol import (
     BaseInfo,
+    CompilingFigures,
     DenoiseRequest,
     DenoiseStep,
     OtherVae,
@@ -154,6 +155,11 @@ class LoadedSdxl:
         """See ``trained_blocks.repeated``."""
         unet = self.modules.unet
         return () if unet is None else trained_blocks.repeated(unet)
+
+    @property
+    def compiling_figures(self) -> CompilingFigures:
+        """See ``trained_blocks.COMPILING``."""
+        return trained_blocks.COMPILING
 
     # --- LoRA --------------------------------------------------------------------
     def add_trainable_lora(self, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:
