@@ -22,6 +22,7 @@ from statistics import median
 
 from headshot_ui import compiling, pinned
 from headshot_ui.errors import StoreError
+from headshot_ui.families.fits import Fitting
 from headshot_ui.families.requests import CompilingFigures
 from headshot_ui.jobs import Reporter
 from headshot_ui.memory import give_back
@@ -119,8 +120,8 @@ def _cost(case: Case) -> float:
     return known.get(COMPILING, figures.cold_seconds * slower)
 
 
-def work_of(trainer: Trainer, settings: Settings) -> str:
-    """What the seconds of a step, and of compiling for it, depend on, in words."""
+def work_of(trainer: Trainer, settings: Settings, fit: str = "") -> str:
+    """What the seconds of a step, and of compiling for it, depend on, in words; ``fit`` is a ``Fitting.title``."""
     import torch
 
     plan, card = trainer.plan, settings.device
@@ -129,7 +130,7 @@ def work_of(trainer: Trainer, settings: Settings) -> str:
     return (
         f"{trainer.loaded.info.id} {plan.size_px} px in {_sizes(trainer)} shapes, {plan.batch_size} x "
         f"{plan.gradient_accumulation}, rank {plan.rank}, recomputing {plan.gradient_checkpointing}, {plan.optimizer}, "
-        f"{settings.dtype} on {card} with torch {torch.__version__}"
+        f"{fit or 'whole'}, {settings.dtype} on {card} with torch {torch.__version__}"
     )
 
 
@@ -186,9 +187,10 @@ class Choice:
     ordinary: float | None = None  # seconds of a step, as far as known
 
     @classmethod
-    def of(cls, trainer: Trainer, settings: Settings) -> Choice:
-        """As the settings say, and for "auto" what is known of the same work."""
-        choice = cls(trainer, settings, StepSeconds(settings.outputs_dir / FILE_NAME), work_of(trainer, settings))
+    def of(cls, trainer: Trainer, settings: Settings, fitting: Fitting | None = None) -> Choice:
+        """As the settings say, and for "auto" what is known of the same work; ``fitting``: how the base fits."""
+        work = work_of(trainer, settings, "" if fitting is None else fitting.title)
+        choice = cls(trainer, settings, StepSeconds(settings.outputs_dir / FILE_NAME), work)
         if not compiling.wanted(settings, pays=True):
             return choice
         if settings.compile == ALWAYS:

@@ -249,7 +249,7 @@ def _loop(
     trainer.keep(trainer.capture())
     try:
         report(STAGE, trainer.step, trainer.plan.steps)
-        choice = Choice.of(trainer, store.settings)
+        choice = Choice.of(trainer, store.settings, fitting)
         while True:
             with choice.stretch(report) as watch:  # ends before blocks are changed
                 failed = _steps(trainer, watch, run, store, texts, prompt, report)
@@ -265,7 +265,7 @@ def _loop(
                 raise failed
             trainer, fitting = found
             _tell_smaller(trainer, fitting, run, store.settings, report)
-            choice = Choice.of(trainer, store.settings)
+            choice = Choice.of(trainer, store.settings, fitting)
     except Cancelled:  # raised by report, so between two steps, or in one that leaves no trace
         _save(trainer, run)
         raise

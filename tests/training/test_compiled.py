@@ -33,11 +33,13 @@ from headshot_ui.training.compiled import (
     StepSeconds,
     Watch,
     judge,
+    work_of,
 )
 from headshot_ui.training.loop import Trainer
 from headshot_ui.training.runner import train
 from tests.training.conftest import Listener, trained_to_the_end
 from tests.training.test_capture import FakeGraphs, with_graphs
+from tests.training.test_loop import trainer_for
 
 SPEC = TrainSpec(person="anna", base="tiny-sdxl", steps=3, rank=2, checkpoint_every=10, sample_every=100, seed=3)
 
@@ -89,6 +91,17 @@ FIGURES = CompilingFigures(saved=0.1, cold_seconds=60.0, warm_seconds=10.0, core
 def pays(known: dict[str, float], steps: int, sizes: int = 1, kept: bool = True, cores: int = 16) -> bool | None:
     found = judge(Case(steps, known, FIGURES, sizes, kept, cores))
     return None if found is None else found.compiles
+
+
+def test_seconds_are_those_of_one_kind_of_work(loaded: LoadedBase, dataset: Dataset, store: Store) -> None:
+    """Whatever changes them: size and number of sizes of photos, rank, how the base fits the card."""
+    one = trainer_for(loaded, dataset)
+    works = [work_of(one, store.settings), work_of(one, store.settings, "8 bit")]
+    works.append(work_of(trainer_for(loaded, dataset, rank=3), store.settings))
+    one.photos = [*one.photos, dataclasses.replace(one.photos[0], latents=torch.zeros(4, 32, 16))]
+    works.append(work_of(one, store.settings))
+    assert len(set(works)) == len(works) and "in 2 shapes" in works[-1]
+    assert work_of(trainer_for(loaded, dataset), store.settings) == works[0]
 
 
 def test_nothing_is_said_before_a_step_was_timed() -> None:
