@@ -195,6 +195,8 @@ class Choice:
             return choice
         if settings.compile == ALWAYS:
             choice.compiles = True
+        elif settings.ram_limit_bytes is not None:  # the compiler's own processes are not counted in it
+            _log.info("Blocks are not compiled, because main memory is limited and compiling takes some of it.")
         else:
             choice._decide(choice.notes.of(choice.work))
         return choice

@@ -30,6 +30,7 @@ from headshot_ui.training.compiled import (
     ORDINARY,
     READING,
     Case,
+    Choice,
     StepSeconds,
     Watch,
     judge,
@@ -244,6 +245,17 @@ def test_where_it_does_not_pay_nothing_changes(
         done = train(LONG, auto, loaded, dataset, listener := Listener())
     assert done.losses == plain.losses and not listener.steps(compiling.STAGE)
     assert len(told(caplog)) == 1 and told(caplog)[0].startswith("Blocks are not compiled: of the")
+
+
+def test_under_a_limit_of_main_memory_it_is_not_done(
+    auto: Store, took: dict[str, float], loaded: LoadedBase, dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_for(loaded, dataset)
+    limited = dataclasses.replace(auto.settings, ram_limit_bytes=12 * 2**30)
+    with caplog.at_level(logging.INFO):
+        choice = Choice.of(trainer, limited)
+    assert (choice.compiles, choice.asks) == (False, False) and "main memory is limited" in told(caplog)[0]
+    assert Choice.of(trainer, auto.settings).asks
 
 
 def test_compiled_steps_that_are_no_quicker_are_left_again(
