@@ -64,7 +64,7 @@ def repeated(unet: Any) -> tuple[Repeated, ...]:
 
 #: One NVIDIA H200, bfloat16, torch 2.11 (``benchmarks/results/compiled-h200.json``): a step of 1024 px took 0.0660 s
 #: instead of 0.0725; the first one 63.1 s (a busy computer) and 9.1 s.
-COMPILING = CompilingFigures(saved=0.09, cold_seconds=63.0, warm_seconds=9.0, cores=16)
+COMPILING = CompilingFigures(saved=0.09, cold_seconds=63.0, warm_seconds=9.1, cores=16)
 
 
 def _attentions(unet: Any) -> Iterator[Any]:
