@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from headshot_ui import compiling
 from headshot_ui.bench.setting import BenchSetting
-from headshot_ui.settings import ALWAYS
 
 if TYPE_CHECKING:
     from headshot_ui.families.protocol import LoadedBase
@@ -28,7 +27,7 @@ class CompilingClock:
     @classmethod
     def of(cls, setting: BenchSetting) -> CompilingClock:
         """What is compiled lies in the folder of results, not in a measurement's own, which is removed."""
-        return cls(setting.settings.compile == ALWAYS and compiling.wanted(setting.settings))
+        return cls(compiling.wanted(setting.settings))
 
     @contextmanager
     def blocks(self, loaded: LoadedBase, learning: bool) -> Iterator[None]:

@@ -33,7 +33,7 @@ class Drawing:
     clocks: dict[str, CompilingClock] = field(default_factory=dict)  # by way; see ``clock``
 
     def clock(self, way: str) -> CompilingClock:
-        """Of one of our ways."""
+        """Of one of the ways; only ours compile."""
         return self.clocks.setdefault(way, CompilingClock.of(self.models.setting))
 
     @property
@@ -48,8 +48,7 @@ class Drawing:
         setting = self.models.setting
         with _WAYS[way](self) as draw:
             draw(min(3, self.steps))
-            if way != "pipeline":
-                self.clock(way).add_stage(self.stages.get(way, {}))
+            self.clock(way).add_stage(self.stages.get(way, {}))
             pinned.settle()
             return measure(lambda: draw(self.steps), setting.settings.device, repeats=1, warmups=0)
 

@@ -37,7 +37,7 @@ class Drawing:
     clocks: dict[str, CompilingClock] = field(default_factory=dict)  # by way; see ``clock``
 
     def clock(self, way: str) -> CompilingClock:
-        """Of one of our ways."""
+        """Of one of the ways; only ours compile."""
         return self.clocks.setdefault(way, CompilingClock.of(self.setting))
 
     @property
@@ -54,8 +54,7 @@ class Drawing:
         """Once. The card holds only what this way needs; a few steps before set its libraries up."""
         self.models.on_card(way not in OURS)
         self.run(way, steps=3)
-        if way in OURS:
-            self.clock(way).add_stage(self.stages.get(way, {}))
+        self.clock(way).add_stage(self.stages.get(way, {}))
         pinned.settle()
         return measure(lambda: self.run(way), self.setting.settings.device, repeats=1, warmups=0)
 
