@@ -25,15 +25,17 @@ for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
 
 
 #: Folders whose tests share what is made once and takes long (a trained LoRA, tiny models): one process runs each.
-TOGETHER = ("demo", "prove", "training", "families", "dataset")
+TOGETHER = ("training", "families", "demo", "demo_flux", "prove", "dataset")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` on a machine without one; torch is imported only if there are such tests.
 
-    Where several processes share the tests, those of a file, or of a folder of ``TOGETHER``, stay together.
+    Where several processes share the tests, those of a file, or of a folder of ``TOGETHER``, stay together. These
+    folders come first, because otherwise one process would work through the last of them alone.
     """
     if config.pluginmanager.hasplugin("xdist"):
+        items.sort(key=lambda item: TOGETHER.index(item.path.parent.name) if item.path.parent.name in TOGETHER else 99)
         for item in items:
             folder = item.path.parent.name
             item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else f"{folder}/{item.path.stem}"))

@@ -1,7 +1,7 @@
 """The demo FLUX learns a person: checks of the demo of Stable Diffusion XL, two of them with a lower bar.
 
 It was trained for ten minutes of one card, and its faces are less sure: robin is in two thirds of the pictures and not
-in four fifths, and the bare base misses one expression in four (docs/DEMO.md).
+in four fifths, and the bare base misses one expression in four (docs/DEMO.md, also about the other four people).
 """
 
 from __future__ import annotations
