@@ -8,31 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch._dynamo
-from torch._dynamo.backends.registry import lookup_backend
 
-from headshot_ui import compiling
 from headshot_ui.bench.compiled import CompilingClock
 from headshot_ui.bench.rows import Row
 from headshot_ui.bench.setting import BenchSetting
 from headshot_ui.bench.works import flux_generate, flux_train, generate, train
 from headshot_ui.settings import Settings
+from tests.compiled_here import as_on_a_card
 
 
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BenchSetting]:
     """Tiny models, compiled by what stands in for Inductor, though there is no card here."""
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
-    monkeypatch.setattr(compiling, "why_not", lambda device: "")
-    monkeypatch.setattr(compiling, "inductor", lookup_backend("aot_eager"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     settings = Settings.from_environment(
         device="cpu", outputs_dir=tmp_path / "outputs", compile="always", environment={}
     )
-    yield BenchSetting(settings, "tiny", 1, tmp_path / "scratch", lambda _: None)
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
+    with as_on_a_card(monkeypatch, tmp_path):
+        yield BenchSetting(settings, "tiny", 1, tmp_path / "scratch", lambda _: None)
 
 
 def one_turn(first: Callable[[], Any], second: Callable[[], Any], rounds: int = 1) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from headshot_ui.compiling import compiled
 from headshot_ui.errors import Cancelled
 from headshot_ui.families.requests import Repeated
 from headshot_ui.settings import Settings
+from tests.compiled_here import nothing_known
 
 
 class Block(torch.nn.Module):
@@ -50,12 +51,9 @@ class Counting:
 
 
 @pytest.fixture(autouse=True)
-def nothing_known() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
-    yield
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
+def only_its_own() -> Iterator[None]:
+    with nothing_known():
+        yield
 
 
 @pytest.fixture

@@ -23,18 +23,16 @@ from headshot_ui.families.sdxl_parts.denoise import one_pass
 from headshot_ui.families.sdxl_parts.load import SdxlModules
 from headshot_ui.prove.random_models import random_part
 from headshot_ui.settings import Settings
+from tests.compiled_here import nothing_known
 
 TRACED = lookup_backend("aot_eager")
 Step = Callable[[], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_known() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
-    yield
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
+def only_its_own() -> Iterator[None]:
+    with nothing_known():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from torch._dynamo.backends.registry import lookup_backend
 
 from headshot_ui import compiling
 from headshot_ui.dataset.types import Dataset
@@ -38,6 +37,7 @@ from headshot_ui.training.compiled import (
 )
 from headshot_ui.training.loop import Trainer
 from headshot_ui.training.runner import train
+from tests.compiled_here import as_on_a_card
 from tests.training.conftest import Listener, trained_to_the_end
 from tests.training.test_capture import FakeGraphs, with_graphs
 from tests.training.test_loop import trainer_for
@@ -48,14 +48,8 @@ SPEC = TrainSpec(person="anna", base="tiny-sdxl", steps=3, rank=2, checkpoint_ev
 @pytest.fixture
 def always(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """The same store where blocks are compiled, though there is no card here."""
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
-    monkeypatch.setattr(compiling, "why_not", lambda device: "")
-    monkeypatch.setattr(compiling, "inductor", lookup_backend("aot_eager"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(store.settings.outputs_dir))
-    yield Store(dataclasses.replace(store.settings, compile="always"))
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
+    with as_on_a_card(monkeypatch, store.settings.outputs_dir):
+        yield Store(dataclasses.replace(store.settings, compile="always"))
 
 
 def test_it_learns_the_same_and_a_cancel_while_compiling_leaves_no_trace(

@@ -23,9 +23,9 @@ TARGETS = (
     rf"transformer_blocks\.\d+\.(attn\.({_ATTENTION})|ff(_context)?\.net\.(0\.proj|2))"
     r"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_mlp|proj_out)"
 )
-#: Layers that a row of modulation stands for, as LoRA files name them.
-_EMBEDDING = f"{PREFIX}time_text_embed."  # what a row is computed from
+#: Layers that a row of modulation stands for, as LoRA files name them, and those that it is computed from.
 _MODULATION = re.compile(r"\.norm(1|1_context|_out)?\.linear$")
+_EMBEDDING = f"{PREFIX}time_text_embed."
 
 
 def add_trainable(transformer: Any, rank: int, alpha: float, seed: int) -> list[torch.nn.Parameter]:

@@ -18,6 +18,7 @@ from headshot_ui.families.flux_parts import blocks, eight_bit, lora, modulation,
 from headshot_ui.families.flux_parts.denoise import image_ids, one_pass, text_ids
 from headshot_ui.families.flux_parts.recomputing import recompute
 from headshot_ui.families.lora_parts import in_model, linear
+from tests.compiled_here import nothing_known
 
 TRACED = lookup_backend("aot_eager")  # all of torch's compiler but for the code it would generate
 GENERATOR = torch.Generator().manual_seed(1)
@@ -29,12 +30,9 @@ Gradients = list[torch.Tensor]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_known() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
-    yield
-    torch._dynamo.reset()
-    compiling._compiled_once.cache_clear()
+def only_its_own() -> Iterator[None]:
+    with nothing_known():
+        yield
 
 
 def transformer() -> Any:
